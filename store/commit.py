@@ -1,0 +1,99 @@
+"""Commit records: what makes a range exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from sonde.errors import CorruptStoreError
+
+from .chunks import Chunk
+from .location import Directory
+from .ranges import Range
+from .schema import Schema
+
+FOLDER = "commits"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayCommit:
+    """One array's part of a range: its chunks in the order of the layer axis, and its non-finite values."""
+
+    chunks: tuple[Chunk, ...]
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A range that is wholly on the disk.
+
+    Attributes
+    ----------
+    range
+        Which samples.
+    arrays
+        By array name (``resid_post/last``).
+    skipped
+        Row number -> why this sample has no activations; its rows are NaN.
+
+    The record holds nothing that differs between two runs over the same data: a resumed store is bit-identical to an
+    uninterrupted one.
+    """
+
+    range: Range
+    arrays: Mapping[str, ArrayCommit]
+    skipped: Mapping[int, str]
+
+    @property
+    def key(self) -> str:
+        """Key of the record in the store."""
+        return f"{FOLDER}/{self.range.name}.json"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(chunk.nbytes for array in self.arrays.values() for chunk in array.chunks)
+
+    def publish(self, location: Directory) -> None:
+        """Make the range exist. Its chunks must be durable before."""
+        record = asdict(self) | {"skipped": {str(row): why for row, why in self.skipped.items()}}
+        location.publish(self.key, json.dumps(record, indent=1, sort_keys=True).encode())
+
+    @classmethod
+    def read(cls, location: Directory, expected: Range, schema: Schema) -> Commit:
+        """Read the record of a range and hold it against the schema.
+
+        Raises
+        ------
+        CorruptStoreError
+            If the record is damaged, or speaks of other rows or chunks than the schema does.
+        """
+        key = f"{FOLDER}/{expected.name}.json"
+        try:
+            record = json.loads(location.read(key))
+            commit = cls(
+                Range(**record["range"]),
+                {
+                    name: ArrayCommit(tuple(Chunk(**chunk) for chunk in array["chunks"]), int(array["nonfinite"]))
+                    for name, array in record["arrays"].items()
+                },
+                {int(row): str(why) for row, why in record["skipped"].items()},
+            )
+            keys = {name: [chunk.key for chunk in array.chunks] for name, array in commit.arrays.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptStoreError(
+                f"{location}: the commit record {key} is damaged ({error}); delete it and run "
+                "`sonde extract --resume` to extract its range again"
+            ) from error
+        wanted = {
+            array.name: [array.chunk_key(row, expected.index) for row in range(len(array.layers))]
+            for array in schema.arrays
+        }
+        outside = [row for row in commit.skipped if not expected.start <= row < expected.stop]
+        if commit.range != expected or keys != wanted or outside:
+            raise CorruptStoreError(
+                f"{location}: the commit record {key} speaks of other rows or chunks than the store's schema; "
+                "delete it and run `sonde extract --resume` to extract its range again"
+            )
+        return commit
