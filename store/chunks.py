@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,14 @@ def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) 
     data, crc = _bytes_of(out), bytearray(CRC_BYTES)
     try:
         size = location.read_into(chunk.key, [data.data, memoryview(crc)])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CorruptStoreError(f"{what} is missing ({location}/{chunk.key}); {_REMEDY}") from None
+    except CorruptStoreError as error:
+        raise CorruptStoreError(f"{what} is not to be trusted: {error}") from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CorruptStoreError(f"{what} cannot be read from the disk ({error}); {_REMEDY}") from error
     if size != chunk.nbytes or size != data.nbytes + CRC_BYTES:
         raise CorruptStoreError(
             f"{what} has {size} bytes where {chunk.nbytes} were committed ({location}/{chunk.key}); {_REMEDY}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from sonde.errors import CorruptStoreError
 
-from .chunks import Chunk
+from .chunks import CRC_BYTES, Chunk
 from .location import Directory
 from .ranges import Range
 from .schema import Schema
@@ -72,26 +72,32 @@ class Commit:
         key = f"{FOLDER}/{expected.name}.json"
         try:
             record = json.loads(location.read(key))
+            committed = Range(**record["range"])
             commit = cls(
-                Range(**record["range"]),
+                expected,
                 {
                     name: ArrayCommit(tuple(Chunk(**chunk) for chunk in array["chunks"]), int(array["nonfinite"]))
                     for name, array in record["arrays"].items()
                 },
                 {int(row): str(why) for row, why in record["skipped"].items()},
             )
-            keys = {name: [chunk.key for chunk in array.chunks] for name, array in commit.arrays.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = {
+                name: [(chunk.key, chunk.nbytes) for chunk in array.chunks] for name, array in commit.arrays.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptStoreError(
                 f"{location}: the commit record {key} is damaged ({error}); delete it and run "
                 "`sonde extract --resume` to extract its range again"
             ) from error
         wanted = {
-            array.name: [array.chunk_key(row, expected.index) for row in range(len(array.layers))]
+            array.name: [
+                (array.chunk_key(row, expected.index), schema.chunk_bytes(array) + CRC_BYTES)
+                for row in range(len(array.layers))
+            ]
             for array in schema.arrays
         }
         outside = [row for row in commit.skipped if not expected.start <= row < expected.stop]
-        if commit.range != expected or keys != wanted or outside:
+        if committed != expected or found != wanted or outside:
             raise CorruptStoreError(
                 f"{location}: the commit record {key} speaks of other rows or chunks than the store's schema; "
                 "delete it and run `sonde extract --resume` to extract its range again"

@@ -39,7 +39,12 @@ class Labels:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.name or self.name[0] in "._" or "/" in self.name:
+        if (
+            not self.name.isprintable()
+            or self.name[:1] in ("", ".", "_")
+            or "/" in self.name
+            or self.name == "zarr.json"
+        ):
             raise InputError(f"{self.name!r} cannot be the name of labels: begin with a letter or digit, and no '/'")
         if self.kind not in get_args(Kind):
             raise InputError(f"labels {self.name!r}: kind must be one of {get_args(Kind)}, got {self.kind!r}")
@@ -86,6 +91,8 @@ class Labels:
         if not known:
             raise InputError(f"labels {name!r}: every value is missing")
         kind = kind or _guess_kind(name, known)
+        if kind not in _BUILDERS:
+            raise InputError(f"labels {name!r}: kind must be one of {get_args(Kind)}, got {kind!r}")
         try:
             return _BUILDERS[kind](name, column, known, classes)
         except (TypeError, ValueError) as error:
@@ -104,7 +111,9 @@ class Labels:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
+    if isinstance(value, float | np.floating):
+        return bool(np.isnan(value))
+    return value is None or (isinstance(value, str) and value == "")
 
 
 def _guess_kind(name: str, known: Sequence[Any]) -> Kind:
@@ -151,6 +160,9 @@ def _multiclass(name: str, column: Sequence[Any], known: Sequence[Any], classes:
 
 
 def _multilabel(name: str, column: Sequence[Any], known: Sequence[Any], classes: Sequence[str] | None) -> Labels:
+    text = next((value for value in known if isinstance(value, str)), None)
+    if text is not None:
+        raise TypeError(f"{text!r} is text, not a list of names")
     names = tuple(classes) if classes else tuple(sorted({str(value) for values in known for value in values}))
     index = {value: i for i, value in enumerate(names)}
     table = np.zeros((len(column), len(names)), dtype=np.int8)
@@ -167,6 +179,8 @@ def _multilabel(name: str, column: Sequence[Any], known: Sequence[Any], classes:
 
 def _regression(name: str, column: Sequence[Any], known: Sequence[Any], classes: Sequence[str] | None) -> Labels:
     values = np.array([np.nan if value is None else float(value) for value in column], dtype=np.float64)
+    if np.isinf(values).any():
+        raise ValueError("infinity is no target; leave it out or put a number in its place")
     return Labels(name, "regression", values)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import zarr.storage
-
-from sonde.errors import StoreError
+from sonde.errors import CorruptStoreError, StoreError
 
 
 class Directory:
@@ -33,17 +32,21 @@ class Directory:
 
         Raises
         ------
-        StoreError
+        CorruptStoreError
             If the key is absolute, climbs out of the folder, or is reached through a symbolic link.
         """
         parts = key.split("/")
         if key.startswith("/") or any(part in ("", ".", "..") for part in parts):
-            raise StoreError(f"{self.root}: the key {key!r} leads out of the store; the store is not to be trusted")
+            raise CorruptStoreError(
+                f"{self.root}: the key {key!r} leads out of the store; the store is not to be trusted"
+            )
         path = self.root
         for part in parts:
             path = path / part
             if path.is_symlink():
-                raise StoreError(f"{self.root}: {key!r} is a symbolic link; copy the data it points at into its place")
+                raise CorruptStoreError(
+                    f"{self.root}: {key!r} is reached through a symbolic link; put the data it points at into its place"
+                )
         return path
 
     def read(self, key: str) -> bytes:
@@ -77,7 +80,8 @@ class Directory:
         """Make an object appear (or be replaced) atomically and durably."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # One name for all attempts: what a killed process left is overwritten by the next, and no litter stays.
+        partial = path.with_name(f".{path.name}.partial")
         try:
             self.write(partial.relative_to(self.root).as_posix(), data)
             partial.replace(path)
@@ -102,6 +106,14 @@ class Directory:
         self.path(key).unlink()
         self.sync([str(Path(key).parent)])
 
+    def clear(self, folder: str) -> None:
+        """Remove a folder and all below it, if it is there; it stops being a node of Zarr before its parts go."""
+        path = self.path(folder)
+        if path.is_dir():
+            (path / "zarr.json").unlink(missing_ok=True)
+            self.sync([folder])
+            shutil.rmtree(path)
+
     def exists(self, key: str) -> bool:
         """Whether an object has this key."""
         return self.path(key).is_file()
@@ -111,9 +123,11 @@ class Directory:
         path = self.root / folder
         return sorted(p.name for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else []
 
-    def zarr(self) -> zarr.storage.LocalStore:
-        """The same place as a read-only store of zarr-python."""
-        return zarr.storage.LocalStore(self.root, read_only=True)
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """Keys of all objects below a folder, hidden and partial ones too, and links unfollowed."""
+        for path, folders, names in os.walk(self.root / folder):
+            links = (name for name in folders if Path(path, name).is_symlink())
+            yield from (Path(path, name).relative_to(self.root).as_posix() for name in (*names, *links))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from sonde.errors import CorruptStoreError, StoreError
@@ -25,22 +27,33 @@ from .location import Directory
 from .schema import Schema
 
 _ATTRIBUTE = "sonde"
+_FOLDERS = ("samples", "activations", "labels", commit.FOLDER)
+_REMNANT = re.compile(
+    r"(samples|activations)/([^/]+/)*(zarr\.json|c/0)"
+    rf"|(labels|{commit.FOLDER})/zarr\.json"
+    r"|log/[^/]+\.json"
+    r"|\.zarr\.json\.partial"
+)
 
 
 def create(location: Directory, schema: Schema, columns: Mapping[str, Sequence[str]]) -> None:
-    """Write the metadata of an empty store; until it is complete the folder is no store."""
+    """Write the metadata of an empty store; until it is complete the folder is no store.
+
+    What an earlier creation left is removed first: it may have had other columns or arrays.
+    """
     tree, root = _new_tree({_ATTRIBUTE: schema.to_json() | {"samples_sha256": _digest(columns)}})
     samples = root.create_group("samples")
     for name, column in columns.items():
         _add_strings(samples, name, column, "sample")
     root.create_group("labels")
     root.create_group(commit.FOLDER)
+    root.create_group("log")
     for spec in schema.arrays:
         root.create_array(
             spec.path,
             shape=(len(spec.layers), schema.n_samples, spec.hidden),
             chunks=(1, schema.range_size, spec.hidden),
-            dtype=BFloat16(),
+            dtype=BFloat16() if schema.dtype == "bfloat16" else schema.dtype,
             filters=None,
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],
@@ -54,7 +67,14 @@ def create(location: Directory, schema: Schema, columns: Mapping[str, Sequence[s
         if "layer" not in site:
             _add_array(site, "layer", np.asarray(spec.layers, dtype=np.int64), ["layer"])
             _add_strings(site, "sample", columns["id"], "sample")
+    for folder in _FOLDERS:
+        location.clear(folder)
     _put(location, "", tree)
+
+
+def is_remnant(key: str) -> bool:
+    """Whether a creation that was cut off may have left an object of this key; nothing of worth has one."""
+    return _REMNANT.fullmatch(key) is not None
 
 
 def open_schema(location: Directory) -> tuple[Schema, str]:
@@ -68,8 +88,10 @@ def open_schema(location: Directory) -> tuple[Schema, str]:
     if not location.root.exists():
         raise StoreError(f"{location} does not exist; make a store with `sonde extract`")
     try:
-        attributes = dict(zarr.open_group(location.zarr(), mode="r", zarr_format=3).attrs)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, NotADirectoryError) as error:
+        attributes = dict(_tree(location, "", ["zarr.json"]).attrs)
+    except CorruptStoreError:
+        raise
+    except Exception as error:
         raise StoreError(f"{location} is not a sonde store: it has no Zarr v3 group in it ({error})") from error
     if _ATTRIBUTE not in attributes:
         raise StoreError(f"{location} is a Zarr group, but not one that sonde made: its attributes lack {_ATTRIBUTE!r}")
@@ -87,10 +109,12 @@ def read_columns(location: Directory, digest: str) -> dict[str, NDArray[np.str_]
         If they are not what was written.
     """
     try:
-        samples = zarr.open_group(location.zarr(), path="samples", mode="r")
+        samples = _tree(location, "samples/")
         columns = {name: np.array(np.asarray(array[:]).tolist(), dtype=str) for name, array in sorted(samples.arrays())}
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        raise CorruptStoreError(f"{location}: the sample columns cannot be read ({error}); extract again") from error
+    except Exception as error:
+        raise CorruptStoreError(
+            f"{location}: the sample columns cannot be read ({error}); restore samples/ from a copy"
+        ) from error
     if _digest(columns) != digest:
         raise CorruptStoreError(f"{location}: the sample columns are damaged; restore samples/ from a copy")
     return columns
@@ -108,6 +132,8 @@ def write_labels(location: Directory, labels: Labels) -> None:
     _add_array(group, "values", labels.values, dimensions)
     if labels.kind == "multilabel":
         _add_strings(group, "target", labels.names, "target")
+    # Labels of another kind have other arrays; what they leave behind would be in the way of these.
+    location.clear(f"labels/{labels.name}")
     _put(location, f"labels/{labels.name}/", tree)
 
 
@@ -125,12 +151,17 @@ def read_labels(location: Directory, name: str) -> Labels:
     if name not in known:
         there = f"it has {', '.join(known)}" if known else "it has none yet"
         raise StoreError(f"{location} has no labels {name!r}: {there}; add some with `sonde labels add`")
-    group = zarr.open_group(location.zarr(), path=f"labels/{name}", mode="r")
-    values: Any = group["values"]
-    names: Any = group.attrs["names"]
-    kind: Any = group.attrs["kind"]
-    labels = Labels(name, kind, values[:], tuple(names))
-    if _labels_digest(labels) != group.attrs.get("sha256"):
+    try:
+        group = _tree(location, f"labels/{name}/")
+        values: Any = group["values"]
+        attributes: Any = group.attrs
+        labels = Labels(name, attributes["kind"], values[:], tuple(attributes["names"]))
+        intact = _labels_digest(labels) == attributes["sha256"]
+    except Exception as error:
+        raise CorruptStoreError(
+            f"{location}: the labels {name!r} cannot be read ({error}); add them again with --overwrite"
+        ) from error
+    if not intact:
         raise CorruptStoreError(f"{location}: the labels {name!r} are damaged; add them again with --overwrite")
     return labels
 
@@ -138,6 +169,14 @@ def read_labels(location: Directory, name: str) -> Labels:
 def _new_tree(attributes: dict[str, Any]) -> tuple[MemoryStore, zarr.Group]:
     tree = MemoryStore()
     return tree, zarr.create_group(tree, zarr_format=3, attributes=attributes)
+
+
+def _tree(location: Directory, prefix: str, keys: Sequence[str] | None = None) -> zarr.Group:
+    """Read a small group into memory through the location, which refuses links, and open it there."""
+    from_bytes = default_buffer_prototype().buffer.from_bytes
+    keys = list(location.walk(prefix)) if keys is None else keys
+    tree = {key.removeprefix(prefix): from_bytes(location.read(key)) for key in keys}
+    return zarr.open_group(MemoryStore(tree, read_only=True), mode="r", zarr_format=3)
 
 
 def _put(location: Directory, prefix: str, tree: MemoryStore) -> None:

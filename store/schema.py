@@ -8,9 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from sonde.errors import StoreError
 
+from .dtype import bfloat16
+
 SCHEMA_VERSION = 1
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "bfloat16": bfloat16,
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
 _VERSIONED = ("sonde", "torch", "transformers", "zarr", "numpy")
 
 
@@ -67,6 +76,15 @@ class Schema:
     dtype: str = "bfloat16"
     version: int = SCHEMA_VERSION
 
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype of every activations array in memory."""
+        return DTYPES[self.dtype]
+
+    def chunk_bytes(self, array: ArraySpec) -> int:
+        """Bytes of one chunk of an array in memory: ``range_size * hidden * itemsize``."""
+        return self.range_size * array.hidden * self.numpy_dtype.itemsize
+
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists for ``zarr.json``."""
         return {
@@ -101,6 +119,8 @@ class Schema:
             schema = cls(**{f.name: data[f.name] for f in fields(cls)} | {"arrays": arrays})
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where}: the attribute `sonde` of zarr.json is damaged ({error!r})") from error
+        if schema.dtype not in DTYPES:
+            raise StoreError(f"{where}: dtype {schema.dtype!r} in zarr.json is none of {', '.join(DTYPES)}")
         sizes = (schema.n_samples, schema.range_size)
         if not all(type(size) is int and size > 0 for size in sizes) or any(a.hidden < 1 for a in arrays):
             raise StoreError(f"{where}: impossible sizes in zarr.json: {sizes} samples and rows a range")

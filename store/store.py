@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ from sonde.errors import CorruptStoreError, InputError, StoreError
 from . import metadata
 from .chunks import read_chunk
 from .commit import Commit
-from .dtype import bfloat16
 from .labels import Kind, Labels
 from .layer import Layer
 from .location import Directory, locate
@@ -86,13 +86,17 @@ class Store:
         StoreError
             If something is there already.
         InputError
-            If the columns do not fit the schema.
+            If the columns do not fit the schema, or the schema has no samples or contradicts itself.
         """
         location = locate(url)
+        if schema.n_samples < 1 or schema.range_size < 1 or not schema.arrays:
+            raise InputError("a store needs at least one sample, one row a range and one array")
         if not {"id", "group"} <= set(columns) or any(len(c) != schema.n_samples for c in columns.values()):
             raise InputError(f"a store of {schema.n_samples} samples needs columns id and group of that length")
         if len(set(columns["id"])) != schema.n_samples:
             raise InputError("sample ids must be unique")
+        if any("\0" in text for column in columns.values() for text in column):
+            raise InputError("ids, groups and splits cannot contain the character NUL")
         for site in {a.site for a in schema.arrays}:
             if len({a.layers for a in schema.arrays if a.site == site}) > 1:
                 raise InputError(f"all arrays of the site {site!r} must have the same layers")
@@ -190,7 +194,7 @@ class Store:
         spec = self.array(site, tokens)
         if layer not in spec.layers:
             raise StoreError(f"{self.location}: '{spec.name}' has no layer {layer}; it has {list(spec.layers)}")
-        return Layer(self.location, spec, layer, self.ranges, self.commits)
+        return Layer(self.location, self.schema, spec, layer, self.ranges, self.commits)
 
     # Labels
 
@@ -200,8 +204,22 @@ class Store:
         return metadata.label_names(self.location)
 
     def labels(self, name: str) -> Labels:
-        """Labels by name, aligned to the samples."""
-        return metadata.read_labels(self.location, name)
+        """Labels by name, aligned to the samples.
+
+        Raises
+        ------
+        StoreError
+            If the store has no such labels; the message lists those that it has.
+        CorruptStoreError
+            If they are not what was written.
+        """
+        labels = metadata.read_labels(self.location, name)
+        if len(labels) != self.n_samples:
+            raise CorruptStoreError(
+                f"{self.location}: labels {name!r} have {len(labels)} rows for {self.n_samples} samples: they are "
+                "another store's; add them again with --overwrite"
+            )
+        return labels
 
     def write_labels(self, labels: Labels, *, overwrite: bool = False) -> None:
         """Put labels that are aligned to the samples into the store.
@@ -234,10 +252,13 @@ class Store:
         Raises
         ------
         InputError
-            If an id is given twice, or is not in the store and ``ignore_unknown`` is not set.
+            If there are more or fewer ids than values, an id is given twice, or is not in the store and
+            ``ignore_unknown`` is not set.
         StoreError
             If labels of this name are there and ``overwrite`` is not set.
         """
+        if len(ids) != len(values):
+            raise InputError(f"labels {name!r}: {len(ids)} sample ids, but {len(values)} values")
         table = dict(zip(map(str, ids), values, strict=True))
         if len(table) != len(ids):
             twice = Counter(map(str, ids)).most_common(1)[0][0]
@@ -265,7 +286,7 @@ class Store:
         for index, commit in sorted(self.commits.items()):
             errors = []
             for spec in self.arrays:
-                out = np.empty((self.schema.range_size, spec.hidden), dtype=bfloat16)
+                out = np.empty((self.schema.range_size, spec.hidden), dtype=self.schema.numpy_dtype)
                 for layer, chunk in zip(spec.layers, commit.arrays[spec.name].chunks, strict=True):
                     try:
                         read_chunk(self.location, chunk, out, f"range {index} of layer {layer} of {spec.name}")
@@ -278,7 +299,8 @@ class Store:
     def forget(self, ranges: Sequence[Range]) -> None:
         """Withdraw the commits of these ranges, so that ``sonde extract --resume`` extracts them again."""
         for range_ in ranges:
-            self.location.remove(self.commits[range_.index].key)
+            if range_.index in self.commits:
+                self.location.remove(self.commits[range_.index].key)
         self.refresh()
 
     def info(self) -> dict[str, Any]:
@@ -304,6 +326,21 @@ class Store:
             "versions": dict(self.schema.versions),
         }
 
+    def throughput(self) -> dict[str, float]:
+        """Rates of the longest run that wrote to this store: samples, tokens and bytes per second, where logged."""
+        runs = []
+        for name in self.location.list("log"):
+            try:
+                run = json.loads(self.location.read(f"log/{name}"))
+                runs.append({key: float(run[key]) for key in ("seconds", "samples", "tokens", "nbytes")})
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        longest = max((run for run in runs if run["seconds"] > 0), key=lambda run: run["samples"], default=None)
+        if longest is None:
+            return {}
+        rates = {"samples_per_s": "samples", "tokens_per_s": "tokens", "bytes_per_s": "nbytes"}
+        return {rate: longest[count] / longest["seconds"] for rate, count in rates.items()}
+
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.commits)} of {len(self.ranges)} ranges"
         arrays = ", ".join(f"{a.name} [{len(a.layers)}, {self.n_samples}, {a.hidden}]" for a in self.arrays)
@@ -311,13 +348,17 @@ class Store:
         return f"<Store {self.location}: {self.schema.model.get('name')}; {arrays}; labels: {labels}; {state}>"
 
 
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """Open a store; the same as `Store.open`."""
+    return Store.open(url)
+
+
 def ensure_vacant(location: Directory) -> None:
-    """Raise StoreError if a store, or something else, is at this place."""
+    """Raise StoreError if a store, or something else than the remains of a creation, is at this place."""
     if location.root.is_dir():
         if location.exists("zarr.json"):
             raise StoreError(f"{location} exists already; go on with it by --resume, or choose another --out")
-        leftovers = {"samples", "activations", "labels", "commits"}
-        if set(location.list("")) - leftovers:
+        if not all(metadata.is_remnant(key) for key in location.walk()):
             raise StoreError(f"{location} exists and is not a store; choose another --out")
     elif location.root.exists():
         raise StoreError(f"{location} is a file; choose another --out")

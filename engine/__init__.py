@@ -1,0 +1,7 @@
+"""Samples through a frozen model into a store."""
+
+from .config import ExtractConfig
+from .extract import Progress, extract
+from .sample import Dataset, Sample
+
+__all__ = ["Dataset", "ExtractConfig", "Progress", "Sample", "extract"]

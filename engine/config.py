@@ -1,0 +1,163 @@
+"""The configuration of an extraction: TOML, checked with the place and the remedy of every mistake."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sonde.errors import InputError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """``[model]``: which model, and how it runs."""
+
+    name: str = Field(description="hub id, or folder of a checkpoint")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    backend: Literal["transformers"] = "transformers"
+    attention: str | None = Field(None, description="attention kernel of transformers: sdpa, eager, flash_attention_2")
+    device: str | None = Field(None, description="torch device; the first GPU where there is one, else the CPU")
+    weights: Literal["pretrained", "random"] = Field("pretrained", description="random: benchmarks and controls")
+    seed: int = Field(0, description="of random weights")
+    trust_remote_code: bool = False
+
+
+class DataSection(_Section):
+    """``[data]``: a task on COCO annotations, or a manifest of the user's own samples."""
+
+    task: Literal["entailment", "recognition"] | None = None
+    annotations: Path | None = Field(None, description="folder of captions_*.json and instances_*.json")
+    images: Path | None = Field(None, description="folder of the images")
+    name: str | None = Field(None, description="which pair of annotation files, such as val2017")
+    cue: bool = Field(False, description="name the categories in the prompt")
+    prompt: int = Field(0, ge=0, description="which paraphrase of the task's prompt")
+    negatives: Literal["swap", "random", "shared-category"] = Field("swap", description="captions that do not hold")
+    manifest: Path | None = Field(None, description="JSONL, CSV or Parquet with one row per sample")
+    limit: int | None = Field(None, ge=1, description="at most this many samples, groups whole")
+    seed: int = 0
+    prompt_format: Literal["auto", "raw", "chat"] = Field("auto", description="whether prompts go through a chat")
+    truncate: int | None = Field(None, ge=1, description="cut text-only prompts to this many tokens")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.task is not None and self.manifest is not None:
+            raise ValueError("give either a task or a manifest, not both")
+        if self.task is not None and (self.annotations is None or self.images is None):
+            raise ValueError(f"the task {self.task!r} needs both annotations and images")
+        return self
+
+
+class CaptureSection(_Section):
+    """``[capture]``: which activations are kept."""
+
+    sites: tuple[str, ...] = Field(("resid_post",), min_length=1)
+    tokens: tuple[str, ...] = Field(("last",), min_length=1)
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="of the store; the model's if left out"
+    )
+
+
+class RunSection(_Section):
+    """``[run]``: where to, and how."""
+
+    out: Path | None = None
+    token_budget: int | None = Field(None, ge=1, description="padded tokens per batch")
+    range_size: int | None = Field(None, ge=1, description="samples per range; planned if left out")
+    on_error: Literal["fail", "skip"] = Field("fail", description="of a sample that cannot be read or is too long")
+
+
+class ExtractConfig(_Section):
+    """One extraction: what ``extract.toml`` says."""
+
+    model: ModelSection
+    data: DataSection | None = None
+    capture: CaptureSection = CaptureSection()
+    run: RunSection = RunSection()
+
+    @classmethod
+    def load(
+        cls, source: ExtractConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()
+    ) -> ExtractConfig:
+        """Read a configuration from a TOML file or a mapping of the same form.
+
+        Parameters
+        ----------
+        source
+            Path of a TOML file, a mapping ``{"model": {"name": ...}, ...}``, or a configuration.
+        overrides
+            ``key=value`` with a dotted key and a TOML value; text may go without quotes: ``model.dtype=float32``.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read or any value is not as it should be; one line for each mistake.
+        """
+        if isinstance(source, ExtractConfig):
+            source = source.model_dump(exclude_unset=True)
+        where = "configuration"
+        if isinstance(source, str | Path):
+            where, source = str(source), _read_toml(Path(source))
+        data = {section: dict(v) if isinstance(v, Mapping) else v for section, v in source.items()}
+        for override in overrides:
+            _override(data, override)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no configuration {path}; see `sonde extract --help` for an example") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the configuration {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last or len(sections) != 1:
+        raise InputError(f"--set {override!r}: write it as section.key=value, for example model.dtype=float32")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    section = data.setdefault(sections[0], {})
+    if not isinstance(section, dict):
+        raise InputError(f"--set {override!r}: {sections[0]!r} is no section of the configuration")
+    section[last] = value
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "data"
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}" + (f", got {error['input']!r}" if not isinstance(error["input"], dict) else "")
+    *parents, key = error["loc"]
+    model: Any = ExtractConfig
+    for parent in parents:
+        model = _SECTIONS[str(parent)]
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(str(key), known, n=1)
+    return f"{place} is not a setting" + (
+        f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    )
+
+
+_SECTIONS = {"model": ModelSection, "data": DataSection, "capture": CaptureSection, "run": RunSection}

@@ -1,0 +1,65 @@
+"""Where the blocks of a model are, found by structure and not by a list of names per model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sonde.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "video")
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The decoder's (or encoder's) stack.
+
+    Attributes
+    ----------
+    layers
+        The blocks, in order.
+    norms
+        Normalisations that stand beside the stack; the one that runs after the last block is the final norm.
+    path
+        Name of the stack in the model, for provenance.
+    """
+
+    layers: nn.ModuleList
+    norms: tuple[nn.Module, ...]
+    path: str
+
+
+def find_blocks(model: Any) -> Blocks:
+    """Find the stack of blocks of a transformers model.
+
+    The language side comes from ``get_decoder()``; in it, the stack is the shallowest ``ModuleList`` of
+    ``config.get_text_config().num_hidden_layers`` entries.
+
+    Raises
+    ------
+    ModelError
+        If there is no such list.
+    """
+    from torch import nn
+
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    decoder = model.get_decoder()
+    candidates = [
+        (name.count("."), name, module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and not any(tower in part for part in name.split(".") for tower in _OTHER_TOWERS)
+    ]
+    if not candidates:
+        raise ModelError(
+            f"cannot find the blocks of {type(model).__name__}: its decoder {type(decoder).__name__} has no list of "
+            f"{n_layers} modules"
+        )
+    _, name, layers = min(candidates, key=lambda c: c[0])
+    parent = decoder.get_submodule(name.rpartition(".")[0])
+    norms = tuple(child for child in parent.children() if "norm" in type(child).__name__.lower())
+    return Blocks(layers, norms, name)

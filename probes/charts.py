@@ -1,0 +1,106 @@
+"""Interactive charts of a report, as altair charts that hold their data."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from .plot import METRIC_NAMES, curve_names
+from .results import CURVE, Results
+
+
+def curve_chart(results: Results, labels: str, metric: str) -> Any:
+    """Draw test scores by layer with bands of their intervals, the best and the top layer, and the baselines."""
+    import altair as alt
+
+    test = results.curves(labels, metric)
+    test = test[test["split"] == "test"].sort_values("layer", kind="stable")
+    test = test.assign(curve=curve_names(test))
+    marks = test.merge(results.summary(metric), on=[*CURVE, "metric"], suffixes=("", "_paired"))
+    best, top = marks[marks["layer"] == marks["best_layer"]], marks[marks["layer"] == marks["top_layer"]]
+    columns = ["curve", "layer", "value", "low", "high", "n_test"]
+    name = METRIC_NAMES.get(metric, metric)
+    layer = alt.X(
+        "layer:Q",
+        title="layer",
+        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
+        scale=alt.Scale(zero=False, nice=False, padding=12),
+    )
+    score = alt.Y("value:Q", title=name, scale=alt.Scale(zero=False))
+    longest = max(map(len, test["curve"]))
+    legend = alt.Legend(title=None, orient="bottom", columns=1 if longest > 24 else 2, labelLimit=320)
+    colour = alt.Color("curve:N", sort=None, legend=legend if test["curve"].nunique() > 1 else None)
+    picked = alt.selection_point(fields=["curve"], bind="legend")
+    shown = alt.condition(picked, alt.value(1), alt.value(0.12))
+    tooltip = [
+        alt.Tooltip("curve:N", title="curve"),
+        alt.Tooltip("layer:Q", title="layer"),
+        alt.Tooltip("value:Q", title=name, format=".3f"),
+        alt.Tooltip("low:Q", title="from", format=".3f"),
+        alt.Tooltip("high:Q", title="to", format=".3f"),
+        alt.Tooltip("n_test:Q", title="test rows"),
+    ]
+    base = alt.Chart(_values(test, columns)).encode(x=layer, color=colour)
+    band = base.mark_area(opacity=0.18).encode(
+        y=alt.Y("low:Q", title=name), y2="high:Q", opacity=alt.condition(picked, alt.value(0.18), alt.value(0.03))
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=score, opacity=shown)
+    points = base.mark_circle(size=36).encode(y=score, opacity=shown, tooltip=tooltip).add_params(picked)
+    layers = [band, line, points]
+    for rows, shape, size in ((top, "square", 90), (best, "circle", 150)):
+        marked = alt.Chart(_values(rows, columns)).mark_point(shape=shape, size=size, filled=True, strokeWidth=1.5)
+        layers.append(marked.encode(x=layer, y=score, color=colour, opacity=shown, tooltip=tooltip))
+    majority = results.baselines()
+    majority = majority[(majority["labels"] == labels) & (majority["metric"] == metric)].dropna(subset="value")
+    if len(majority):
+        rule = alt.Chart(_values(majority, ["store", "value"])).mark_rule(strokeDash=[2, 4], strokeWidth=1.5)
+        told = [alt.Tooltip("store:N", title="majority of"), alt.Tooltip("value:Q", title=name, format=".3f")]
+        layers.append(rule.encode(y=score, color=alt.value("#8a8a8a"), tooltip=told))
+    return alt.layer(*layers).properties(width="container", height=320)
+
+
+def heatmap(results: Results, line: Mapping[str, Any]) -> Any:
+    """Draw test scores by layer and target for the curve of one line of `Results.summary`, best targets first."""
+    import altair as alt
+
+    rows = results.rows[(results.rows["split"] == "test") & (results.rows["target"] != "all")]
+    wanted = [*CURVE, "metric"]
+    rows = rows[(rows[wanted] == pd.Series({column: line[column] for column in wanted})).all(axis=1)]
+    order = rows.groupby("target")["value"].max().sort_values(ascending=False).index.tolist()
+    name = METRIC_NAMES.get(line["metric"], line["metric"])
+    return (
+        alt.Chart(_values(rows, ["target", "layer", "value", "low", "high", "n_positive"]))
+        .mark_rect()
+        .encode(
+            x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+            y=alt.Y("target:N", title=None, sort=order, axis=alt.Axis(labelLimit=140)),
+            color=alt.Color(
+                "value:Q",
+                title=name,
+                scale=alt.Scale(scheme="viridis"),
+                legend=alt.Legend(orient="bottom", gradientLength=180),
+            ),
+            tooltip=[
+                alt.Tooltip("target:N", title="target"),
+                alt.Tooltip("layer:O", title="layer"),
+                alt.Tooltip("value:Q", title=name, format=".3f"),
+                alt.Tooltip("low:Q", title="from", format=".3f"),
+                alt.Tooltip("high:Q", title="to", format=".3f"),
+                alt.Tooltip("n_positive:Q", title="positive test rows"),
+            ],
+        )
+        .properties(width="container", height=alt.Step(18))
+    )
+
+
+def _values(frame: pd.DataFrame, columns: list[str]) -> Any:
+    import altair as alt
+
+    records = frame[columns].to_dict("records")
+    return alt.InlineData(
+        values=[
+            {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
+            for record in records
+        ]
+    )

@@ -1,0 +1,291 @@
+r"""Logistic regression for every λ, target and fold, sharing each pass over the activations.
+
+For each target (``multilabel``) or all classes together (``multinomial``) the objective is
+
+.. math:: \min_{w,b} \sum_i s_i \, \ell(y_i, x_i^\top w + b) + \tfrac12 \alpha \lVert D w \rVert^2
+
+with weights :math:`s_i`, unpenalised b, and D the identity (``standardize=False``: scikit-learn's
+``LogisticRegression(C=1/alpha)``) or the diagonal of standard deviations of the training rows
+(``standardize=True``: the same after a ``StandardScaler``, folded back to raw units).
+
+All (target, fold) problems are solved at once by L-BFGS (Nocedal & Wright, "Numerical Optimization", 2nd ed.,
+chapter 7), in the eigenbasis of their training part's Gram matrix Λ, where :math:`\bar c \Lambda + \alpha` is close to
+the Hessian:
+:math:`\bar c`, the mean of p(1-p), replaces the ¼ of the bound of Böhning (1992), "Multinomial logistic regression
+algorithm", which is far above the curvature of rare labels and of confident probes. Each problem walks down from the
+strongest penalty, starting each α at the solution of the last, at its own pace.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from sonde.errors import InputError
+
+from .backend import Array
+from .moments import FoldStatistics
+from .objective import Kind, LogisticObjective, label_array
+from .pathwise import PathSolver
+from .ridge import Eigenbasis, alpha_array, best_alpha, check_folds, eigenbases, eigenbasis
+from .rows import Rows, fold_array, weight_array
+from .statistics import accumulate
+
+
+class UnconvergedWarning(UserWarning):
+    """Some probes did not reach the tolerance; their ``converged`` flags say which."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogisticPath:
+    """Logistic solutions of one training part, one for each α.
+
+    Attributes
+    ----------
+    alphas : float64 array of shape [A], numpy
+    weights : array of shape [A, T, D], the statistics' dtype, in raw units of x
+    bias : array of shape [A, T], the same dtype
+    converged : bool array of shape [A, T], numpy
+    n_passes : int
+        Passes over the rows, statistics not counted.
+    """
+
+    alphas: np.ndarray[Any, Any]
+    weights: Array
+    bias: Array
+    converged: np.ndarray[Any, Any]
+    n_passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogisticFit:
+    """Logistic regression with α chosen by cross-validation over the folds.
+
+    P is the number of choices: T for ``multilabel``, 1 for ``multinomial``.
+
+    Attributes
+    ----------
+    alphas : float64 array of shape [A], numpy
+        The candidates, as given.
+    alpha : float64 array of shape [P], numpy
+        The choices.
+    cv_loss : float64 array of shape [A, P], numpy
+        Mean log-loss in nats on held-out folds.
+    weights, bias : arrays of shape [T, D] and [T]
+        Fit on all folds at the chosen α, in raw units of x.
+    fold_weights, fold_bias : arrays of shape [F, T, D] and [F, T]
+        Fits without fold f at the chosen α: for scores of fold f that its rows had no part in, but for the choice of α.
+    converged : bool array of shape [P], numpy
+        Of the fit on all folds.
+    fold_converged : bool array of shape [A, F, P], numpy
+    n_passes : int
+        Passes over the rows, statistics not counted.
+    """
+
+    alphas: np.ndarray[Any, Any]
+    alpha: np.ndarray[Any, Any]
+    cv_loss: np.ndarray[Any, Any]
+    weights: Array
+    bias: Array
+    fold_weights: Array
+    fold_bias: Array
+    converged: np.ndarray[Any, Any]
+    fold_converged: np.ndarray[Any, Any]
+    n_passes: int
+
+
+def logistic_path(
+    rows: Rows,
+    y: Any,
+    alphas: Any,
+    *,
+    kind: Kind = "multilabel",
+    folds: Any = None,
+    stats: FoldStatistics | None = None,
+    sample_weight: Any = None,
+    standardize: bool = True,
+    tol: float = 1e-6,
+    max_passes: int = 200,
+    device: str | None = None,
+) -> LogisticPath:
+    """Fit logistic regression for every α on all rows in use.
+
+    Parameters
+    ----------
+    rows : Rows
+        Activations of shape [N, D], streamed once per pass.
+    y : array of shape [N, T] or [N]
+        ``multilabel``: 0/1 or bool per target. ``multinomial``: class numbers 0 … T-1 of shape [N], or one-hot.
+    alphas : array of shape [A]
+        Positive; 1/C of scikit-learn.
+    kind : {"multilabel", "multinomial"}
+        A sigmoid per target, or one softmax over all.
+    folds : int array of shape [N], optional
+        -1 leaves a row out; other values do not matter here. Left out, all rows are used.
+    stats : FoldStatistics, optional
+        Of the same rows, folds and weights, if they are known; they also say where to compute. Their targets are
+        not used.
+    sample_weight : array of shape [N], optional
+    standardize : bool
+        Whether the penalty applies to standardised columns.
+    tol : float
+        Gradient norm at which a fit has converged, relative to that of the intercept alone, both in the metric of the
+        preconditioner. Never taken below a hundred rounding errors of the products: 1.2e-5 for float32 and narrower
+        rows, whose rounding hides smaller gradients.
+    max_passes : int
+        Most passes that the fit of one problem at one α may take.
+    device : str, optional
+        Torch device to compute on, if `stats` is not given; else the chunks' own namespace and device.
+
+    Returns
+    -------
+    LogisticPath
+
+    Raises
+    ------
+    InputError
+        If data are not usable, or a target has only one class.
+
+    Warns
+    -----
+    UnconvergedWarning
+        If a fit did not reach `tol`.
+    """
+    fold = fold_array(np.zeros(np.shape(y)[0], dtype=np.int64) if folds is None else folds)
+    if stats is None:
+        one_fold = np.where(fold >= 0, 0, -1)
+        stats = accumulate(rows, None, one_fold, sample_weight=sample_weight, device=device)
+        fold = one_fold
+    labels = label_array(y, fold >= 0, kind)
+    checked = alpha_array(alphas)
+    objective = _objective(rows, labels, fold, stats, weight_array(sample_weight, fold >= 0), kind)
+    bases = {stats.n_folds: eigenbasis(stats.total(), standardize=standardize)}
+    solver = PathSolver(objective, bases, stats.shift_x, stats.dtype, kind, tol, max_passes)
+    found = solver.walk(checked, [stats.n_folds])
+    _warn(found.converged, tol, max_passes)
+    return LogisticPath(
+        alphas=checked,
+        weights=found.weights[:, 0, ...],
+        bias=found.bias[:, 0, ...],
+        converged=np.broadcast_to(found.converged[:, 0, :], (checked.size, labels.shape[1])).copy(),
+        n_passes=objective.n_passes,
+    )
+
+
+def logistic_cv(
+    rows: Rows,
+    y: Any,
+    folds: Any,
+    stats: FoldStatistics,
+    alphas: Any,
+    *,
+    kind: Kind = "multilabel",
+    per_target: bool = True,
+    sample_weight: Any = None,
+    standardize: bool = True,
+    bases: Sequence[Eigenbasis] | None = None,
+    tol: float = 1e-6,
+    max_passes: int = 200,
+) -> LogisticFit:
+    """Choose α by the log-loss on held-out folds and fit.
+
+    The held-out loss of a fold's fit is summed in the pass in which the fit is seen to have converged.
+
+    Parameters
+    ----------
+    rows, y, kind, sample_weight, standardize, tol, max_passes
+        As in `logistic_path`; `standardize` is ignored if `bases` is given.
+    folds : int array of shape [N]
+        Fold of every row in [0, F), at least two; -1 leaves a row out.
+    stats : FoldStatistics
+        Of the same rows, folds and weights; they also say where to compute. Their targets are not used.
+    alphas : array of shape [A]
+        Positive; 1/C of scikit-learn.
+    per_target : bool
+        Whether each target has its own α; else the one with the least mean log-loss over targets serves all.
+        Ties go to the greater α.
+    bases : sequence of F + 1 Eigenbasis, optional
+        What `sonde.probes.ridge.eigenbases` gives, if it is known.
+
+    Returns
+    -------
+    LogisticFit
+
+    Raises
+    ------
+    InputError
+        If data are not usable, or a target has only one class in a training part.
+
+    Warns
+    -----
+    UnconvergedWarning
+        If a fit did not reach `tol`.
+    """
+    check_folds(stats)
+    checked, n_folds = alpha_array(alphas), stats.n_folds
+    fold = fold_array(folds, n_folds)
+    labels = label_array(y, fold >= 0, kind)
+    objective = _objective(rows, labels, fold, stats, weight_array(sample_weight, fold >= 0), kind)
+    by_split = dict(enumerate(bases or eigenbases(stats, standardize=standardize)))
+    solver = PathSolver(objective, by_split, stats.shift_x, stats.dtype, kind, tol, max_passes)
+    found = solver.walk(checked, list(range(n_folds)))
+    cv_loss = found.held_out.sum(axis=1) / stats.weight.sum()
+    criterion = cv_loss if per_target else cv_loss.mean(axis=1, keepdims=True)
+    alpha = np.broadcast_to(best_alpha(checked, criterion), cv_loss.shape[1:]).copy()
+    xp = array_api_compat.array_namespace(found.weights)
+    chosen = np.broadcast_to(alpha, labels.shape[1:])
+    choice = [int(np.flatnonzero(checked == a)[0]) for a in chosen]
+    fold_weights = xp.stack([found.weights[a, :, t, :] for t, a in enumerate(choice)], axis=1)
+    fold_bias = xp.stack([found.bias[a, :, t] for t, a in enumerate(choice)], axis=1)
+    # The folds' fits share most of their rows with the last one: their mean is a start close to it.
+    final = solver.solve(n_folds, alpha, xp.mean(fold_weights, axis=0), xp.mean(fold_bias, axis=0))
+    _warn(np.concatenate([found.converged.ravel(), final.converged.ravel()]), tol, max_passes)
+    return LogisticFit(
+        alphas=checked,
+        alpha=alpha,
+        cv_loss=cv_loss,
+        weights=final.weights[0, 0, ...],
+        bias=final.bias[0, 0, ...],
+        fold_weights=fold_weights,
+        fold_bias=fold_bias,
+        converged=final.converged[0, 0, :],
+        fold_converged=found.converged,
+        n_passes=objective.n_passes,
+    )
+
+
+def _objective(
+    rows: Rows,
+    labels: np.ndarray[Any, Any],
+    fold: np.ndarray[Any, Any],
+    stats: FoldStatistics,
+    weight: np.ndarray[Any, Any] | None,
+    kind: Kind,
+) -> LogisticObjective:
+    used = fold >= 0
+    counted = np.bincount(fold[used], minlength=stats.n_folds)
+    if not np.array_equal(counted, stats.n) or int(stats.shift_x.shape[0]) != rows.hidden_size:
+        raise InputError(
+            f"statistics of {stats.n.tolist()} rows per fold and {stats.shift_x.shape[0]} columns do not belong to "
+            f"{counted.tolist()} rows and {rows.hidden_size} columns: accumulate them from the same rows and folds"
+        )
+    objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, stats.dtype)
+    if not np.allclose(objective.fold_weight, stats.weight):
+        raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")
+    return objective
+
+
+def _warn(converged: np.ndarray[Any, Any], tol: float, max_passes: int) -> None:
+    failed = int((~converged).sum())
+    if failed:
+        warnings.warn(
+            f"{failed} of {converged.size} logistic fits did not reach tol={tol:g} within {max_passes} passes: "
+            "see their converged flags, and raise max_passes or tol, or leave out the weakest alphas",
+            UnconvergedWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,308 @@
+"""Walk many logistic problems along their penalties, sharing each pass over the rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sonde.errors import InputError
+
+from .backend import Array, Backend
+from .lbfgs import BatchedLBFGS
+from .objective import Kind, LogisticObjective
+from .ridge import Eigenbasis, to_dtype
+
+_SHARED_COLUMNS = 512
+"""Columns in a pass below which a path is cut into stretches walked side by side, as reading x is the greater cost."""
+
+_LEAST_TOL = 100.0
+"""Least tolerance, in units of the relative rounding error of the products: 1e-5 in float32, 2e-14 in float64."""
+
+_LEAST_CURVATURE = 1e-3
+"""Share of its start, or of the greatest of a problem, below which a curvature does not enter the preconditioner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solutions:
+    """Probes of A penalties, S splits and T columns, in P problems (T = P, or P = 1 with all columns).
+
+    Attributes
+    ----------
+    weights : array of shape [A, S, T, D], in raw units of x
+    bias : array of shape [A, S, T]
+    converged : bool array of shape [A, S, P], numpy
+    held_out : float64 array of shape [A, S, P], numpy
+        Loss summed over the rows of the fold that the split leaves out; 0 if it leaves out none.
+    """
+
+    weights: Array
+    bias: Array
+    converged: np.ndarray[Any, Any]
+    held_out: np.ndarray[Any, Any]
+
+
+@dataclass(slots=True)
+class _Walkers:
+    """One problem each, at one penalty each; arrays of shape [P] in ascending order of `split`."""
+
+    split: np.ndarray[Any, Any]
+    target: np.ndarray[Any, Any]
+    queue: list[list[tuple[int, float]]]  # (index, α) still to solve, the present one first
+
+    def keep(self, which: np.ndarray[Any, Any]) -> _Walkers:
+        return _Walkers(self.split[which], self.target[which], [self.queue[i] for i in which.tolist()])
+
+
+class PathSolver:
+    """Solve logistic problems in the eigenbases of their training parts.
+
+    A point of a problem is, per column, D coordinates in the eigenbasis of the standardised Gram matrix and an
+    intercept at the mean of x; columns of a softmax are turned to the eigenbasis of its mean curvature. There the
+    preconditioner is diagonal, and the intercept stands apart from the weights.
+
+    Parameters
+    ----------
+    objective : LogisticObjective
+    bases : mapping from split to Eigenbasis
+    shift : float64 array of shape [D]
+        The objective's.
+    dtype : dtype
+        Of the products, and of the probes returned.
+    kind : {"multilabel", "multinomial"}
+    tol : float
+    max_passes : int
+
+    Raises
+    ------
+    InputError
+        If a training part lacks a class.
+    """
+
+    def __init__(
+        self,
+        objective: LogisticObjective,
+        bases: Mapping[int, Eigenbasis],
+        shift: Array,
+        dtype: Any,
+        kind: Kind,
+        tol: float,
+        max_passes: int,
+    ) -> None:
+        self._objective, self._shift, self._dtype = objective, shift, dtype
+        self._backend = Backend.of(shift)
+        # Below this, rounding of the products hides the gradient.
+        self._tol, self._max_passes = max(tol, _LEAST_TOL * float(self._backend.xp.finfo(dtype).eps)), max_passes
+        self._hidden, self._n_targets = int(shift.shape[0]), objective.fold_positive.shape[1]
+        self._n_columns = self._n_targets if kind == "multinomial" else 1
+        self._n_problems = self._n_targets // self._n_columns
+        self._bases, self._prior = bases, {s: self._log_prior(s) for s in bases}
+        # Classes of a softmax share their probability: turned so, its mean curvature at the start is diagonal.
+        self._turn = {s: self._class_basis(prior) for s, prior in self._prior.items()}
+        xp = self._backend.xp
+        self._vectors = {split: xp.astype(basis.vectors, dtype, copy=False) for split, basis in bases.items()}
+
+    def walk(self, alphas: np.ndarray[Any, Any], splits: list[int]) -> Solutions:
+        """Solve every problem of every split at every α, from the strongest to the weakest."""
+        descending = [(int(i), float(alphas[i])) for i in np.argsort(-alphas, kind="stable")]
+        columns = len(splits) * self._n_targets
+        n_stretches = min(len(descending), max(1, _SHARED_COLUMNS // columns))
+        cuts = np.linspace(0, len(descending), n_stretches + 1).astype(int).tolist()
+        stretches = [descending[a:b] for a, b in itertools.pairwise(cuts)]
+        plan = [(s, t, q) for s in splits for t in range(self._n_problems) for q in stretches]
+        walkers = _Walkers(
+            np.asarray([s for s, _, _ in plan]), np.asarray([t for _, t, _ in plan]), [list(q) for _, _, q in plan]
+        )
+        return self._run(walkers, len(alphas), splits, None)
+
+    def solve(self, split: int, alpha: np.ndarray[Any, Any], weights: Array, bias: Array) -> Solutions:
+        """Solve each problem of one split at its own α ([P]), starting from raw-unit probes ([T, D] and [T])."""
+        xp, basis = self._backend.xp, self._bases[split]
+        wide, per_problem = xp.astype(weights, xp.float64), (self._n_problems, self._n_columns)
+        intercept = xp.astype(bias, xp.float64) + xp.matmul(wide, basis.mean_x)
+        coordinates = xp.matmul(wide * basis.scale, basis.vectors)
+        start = xp.concat(
+            [xp.reshape(coordinates, (*per_problem, -1)), xp.reshape(intercept, (*per_problem, 1))], axis=2
+        )
+        start = xp.matmul(self._backend.asarray(self._turn[split].T), start)
+        walkers = _Walkers(
+            np.full(self._n_problems, split), np.arange(self._n_problems), [[(0, float(a))] for a in alpha]
+        )
+        return self._run(walkers, 1, [split], xp.reshape(start, (self._n_problems, -1)))
+
+    def _run(self, walkers: _Walkers, n_alphas: int, splits: list[int], start: Array | None) -> Solutions:
+        backend, xp = self._backend, self._backend.xp
+        found = Solutions(
+            backend.zeros(n_alphas, len(splits), self._n_targets, self._hidden, dtype=self._dtype),
+            backend.zeros(n_alphas, len(splits), self._n_targets, dtype=self._dtype),
+            np.zeros((n_alphas, len(splits), self._n_problems), dtype=bool),
+            np.zeros((n_alphas, len(splits), self._n_problems)),
+        )
+        problems = BatchedLBFGS(
+            backend,
+            self._null(walkers),
+            np.asarray([q[0][1] for q in walkers.queue]),
+            self._penalised(),
+            precision=10 * float(xp.finfo(self._dtype).eps),
+        )
+        # The intercept alone: what gradients are measured against, and the first point.
+        held_out, null_gradient, null_curvature = self._evaluate(problems, walkers, None)
+        floor = _LEAST_CURVATURE * null_curvature
+        if start is not None:
+            problems.jump(start)
+            held_out, _, _ = self._evaluate(problems, walkers, floor)
+        passes = np.zeros(walkers.split.size, dtype=np.int64)
+        while True:
+            while True:
+                converged = problems.decrement() <= self._tol * problems.norm(null_gradient, null_curvature)
+                done = np.flatnonzero(converged | problems.stalled | (passes >= self._max_passes))
+                if done.size == 0:
+                    break
+                self._record(found, problems, walkers, splits, done, converged, held_out)
+                for i in done.tolist():
+                    walkers.queue[i].pop(0)
+                going_on = np.asarray([i for i in done.tolist() if walkers.queue[i]], dtype=np.int64)
+                problems.retarget(going_on, np.asarray([walkers.queue[i][0][1] for i in going_on.tolist()]))
+                passes[done] = 0
+                left = np.asarray([i for i, queue in enumerate(walkers.queue) if queue], dtype=np.int64)
+                if left.size == 0:
+                    return found
+                if left.size < passes.size:
+                    problems.keep(left)
+                    at = backend.indices(left)
+                    null_gradient, null_curvature, floor = (
+                        xp.take(a, at, axis=0) for a in (null_gradient, null_curvature, floor)
+                    )
+                    walkers, passes, held_out = walkers.keep(left), passes[left], held_out[left]
+            problems.aim()
+            loss, _, _ = self._evaluate(problems, walkers, floor)
+            held_out = np.where(problems.accepted, loss, held_out)
+            passes += 1
+
+    def _evaluate(
+        self, problems: BatchedLBFGS, walkers: _Walkers, floor: Array | None
+    ) -> tuple[np.ndarray[Any, Any], Array, Array]:
+        """Evaluate the trial points in one pass, tell, and return held-out losses, gradients and curvatures."""
+        xp = self._backend.xp
+        weights, intercept = self._raw(problems.trial(), walkers.split)
+        rounded = xp.astype(weights, self._dtype)
+        offset = self._per_split(walkers.split, lambda basis: basis.mean_x - self._shift)
+        wide = xp.astype(rounded, xp.float64)
+        bias = intercept - xp.sum(wide * offset[:, None, :], axis=2)
+        sums = self._objective.evaluate(rounded, xp.astype(bias, self._dtype), walkers.target, walkers.split)
+        raw = sums.gradient - sums.residual[:, :, None] * offset[:, None, :]
+        parts = []
+        for split, begin, end in _blocks(walkers.split):
+            basis = self._bases[split]
+            flat = xp.reshape(raw[begin:end, ...] / basis.scale, (-1, self._hidden))
+            turned = xp.matmul(xp.astype(flat, self._dtype), self._vectors[split])
+            parts.append(xp.reshape(xp.astype(turned, xp.float64), (end - begin, self._n_columns, self._hidden)))
+        turn = np.stack([self._turn[int(s)] for s in walkers.split])
+        gradient = xp.concat([xp.concat(parts, axis=0), sums.residual[:, :, None]], axis=2)
+        gradient = xp.matmul(self._backend.asarray(turn.transpose(0, 2, 1)), gradient)
+        values = self._per_split(walkers.split, lambda basis: self._curvatures(basis))
+        mean = np.einsum("pjk,pjl,plk->pk", turn, sums.curvature, turn)
+        mean = self._backend.asarray(np.maximum(mean, _LEAST_CURVATURE * mean.max(axis=1, keepdims=True)))
+        curvature = mean[:, :, None] * values[:, None, :]
+        flat_gradient, flat_curvature = (xp.reshape(a, (walkers.split.size, -1)) for a in (gradient, curvature))
+        if floor is not None:
+            flat_curvature = xp.maximum(flat_curvature, floor)
+        problems.tell(self._objective.training_sum(sums.fold_loss, walkers.split), flat_gradient, flat_curvature)
+        n_folds = sums.fold_loss.shape[1]
+        padded = np.concatenate([sums.fold_loss, np.zeros((walkers.split.size, 1))], axis=1)
+        return padded[np.arange(walkers.split.size), np.minimum(walkers.split, n_folds)], flat_gradient, flat_curvature
+
+    def _record(
+        self,
+        found: Solutions,
+        problems: BatchedLBFGS,
+        walkers: _Walkers,
+        splits: list[int],
+        done: np.ndarray[Any, Any],
+        converged: np.ndarray[Any, Any],
+        held_out: np.ndarray[Any, Any],
+    ) -> None:
+        xp = self._backend.xp
+        point = xp.take(problems.point, self._backend.indices(done), axis=0)
+        weights, intercept = self._raw(point, walkers.split[done])
+        for row, i in enumerate(done.tolist()):
+            split, target, alpha = int(walkers.split[i]), int(walkers.target[i]), walkers.queue[i][0][0]
+            at, mean_x = splits.index(split), self._bases[split].mean_x
+            bias = intercept[row, :] - xp.matmul(weights[row, ...], mean_x)
+            if self._n_columns > 1:  # the softmax does not see a constant added to every class
+                bias = bias - xp.mean(bias)
+            columns = slice(target * self._n_columns, (target + 1) * self._n_columns)
+            found.weights[alpha, at, columns, :], found.bias[alpha, at, columns] = to_dtype(
+                weights[row, ...], bias, mean_x, self._dtype
+            )
+            found.converged[alpha, at, target] = converged[i]
+            found.held_out[alpha, at, target] = held_out[i]
+
+    def _raw(self, point: Array, split: np.ndarray[Any, Any]) -> tuple[Array, Array]:
+        """Return weights [P, K, D] in raw units of x, and intercepts [P, K] at the mean of x."""
+        xp = self._backend.xp
+        turn = self._backend.asarray(np.stack([self._turn[int(s)] for s in split]))
+        columns = xp.matmul(turn, xp.reshape(point, (split.size, self._n_columns, self._hidden + 1)))
+        parts = []
+        for s, begin, end in _blocks(split):
+            flat = xp.reshape(columns[begin:end, :, : self._hidden], (-1, self._hidden))
+            turned = xp.matmul(xp.astype(flat, self._dtype), self._vectors[s].T)
+            weights = xp.astype(turned, xp.float64) / self._bases[s].scale
+            parts.append(xp.reshape(weights, (end - begin, self._n_columns, self._hidden)))
+        return xp.concat(parts, axis=0), columns[:, :, self._hidden]
+
+    def _null(self, walkers: _Walkers) -> Array:
+        """Return the points of probes without weights, whose intercepts give the prevalences; shape [P, K·(D+1)]."""
+        point = self._backend.zeros(walkers.split.size, self._n_columns, self._hidden + 1)
+        prior = [
+            self._turn[int(s)].T @ self._prior[int(s)].reshape(self._n_problems, self._n_columns)[int(t)]
+            for s, t in zip(walkers.split, walkers.target, strict=True)
+        ]
+        point[:, :, self._hidden] = self._backend.asarray(np.stack(prior), self._backend.xp.float64)
+        return self._backend.xp.reshape(point, (walkers.split.size, -1))
+
+    def _class_basis(self, prior: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the eigenvectors, as columns, of diag(π) - ππᵀ of the classes' shares π; one column needs none."""
+        if self._n_columns == 1:
+            return np.ones((1, 1))
+        share = np.exp(prior)
+        return np.asarray(np.linalg.eigh(np.diag(share) - np.outer(share, share))[1])
+
+    def _penalised(self) -> Array:
+        mask = np.ones((self._n_columns, self._hidden + 1))
+        mask[:, -1] = 0.0
+        return self._backend.asarray(mask.ravel(), self._backend.xp.float64)
+
+    def _curvatures(self, basis: Eigenbasis) -> Array:
+        """Return the squares that multiply p(1-p) in the Hessian's diagonal, [D + 1]: Λ, and W for the intercept."""
+        xp = self._backend.xp
+        return xp.concat([basis.values, self._backend.asarray([basis.weight], xp.float64)])
+
+    def _per_split(self, split: np.ndarray[Any, Any], value: Any) -> Array:
+        """Return rows of ``value(basis)``, one per problem."""
+        present, inverse = np.unique(split, return_inverse=True)
+        rows = self._backend.xp.stack([value(self._bases[int(s)]) for s in present])
+        return self._backend.xp.take(rows, self._backend.indices(inverse), axis=0)
+
+    def _log_prior(self, split: int) -> np.ndarray[Any, Any]:
+        """Return the intercepts ([T]) of the training part's prevalences."""
+        trains = np.arange(self._objective.fold_weight.size) != split
+        weight = self._objective.fold_weight[trains].sum()
+        positive = self._objective.fold_positive[trains].sum(axis=0)
+        lacking = np.flatnonzero((positive <= 0) | (positive >= weight))
+        if lacking.size:
+            where = "the training rows" if split == trains.size else f"the rows outside fold {split}"
+            raise InputError(
+                f"target {lacking[0]} is the same in all of {where}: drop it, or use fewer or stratified folds"
+            )
+        share = positive / weight
+        return np.asarray(np.log(share) if self._n_columns > 1 else np.log(share / (1 - share)))
+
+
+def _blocks(split: np.ndarray[Any, Any]) -> list[tuple[int, int, int]]:
+    """Return (split, begin, end) of the runs of an ascending array."""
+    present, begin = np.unique(split, return_index=True)
+    return [(int(s), int(b), int(e)) for s, b, e in zip(present, begin, [*begin[1:].tolist(), split.size], strict=True)]

@@ -1,0 +1,126 @@
+"""What a probe is asked: targets of the labelled samples, test rows and folds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.errors import InputError
+from sonde.store import Kind, Labels, Store
+
+from .splits import Split, split_groups
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """One set of labels made ready for probing; the same for every layer.
+
+    Attributes
+    ----------
+    labels
+        Their name.
+    kind
+        What they mean.
+    targets
+        Names of the columns of ``y``: one of binary labels and regression, the classes, or the multi-label targets.
+    y
+        float64 ``[sample, target]``: 0/1, one-hot classes, or values; zero where a sample is not used.
+    split
+        Test rows and folds.
+    groups
+        Group of each sample.
+    left_out
+        Multi-label targets that cannot be probed, and why.
+    """
+
+    labels: str
+    kind: Kind
+    targets: tuple[str, ...]
+    y: NDArray[np.float64]
+    split: Split
+    groups: NDArray[np.str_]
+    left_out: dict[str, str]
+
+    @classmethod
+    def of(cls, store: Store, name: str, *, test_size: float = 0.25, n_folds: int = 5, seed: int = 0) -> Problem:
+        """Read labels from a complete store and part its samples by group.
+
+        Samples without labels or activations are not used. A ``split`` column of the store decides what is tested.
+
+        Raises
+        ------
+        StoreError
+            If there are no such labels.
+        InputError
+            If no sample can be used, there is one class only, or too few groups.
+        """
+        labels = store.labels(name)
+        groups = store.groups
+        used = labels.present & store.valid
+        if not used.any():
+            raise InputError(f"labels {name!r}: no sample has both labels and activations")
+        given: Sequence[str] | None = store.columns["split"].tolist() if "split" in store.columns else None
+        split = split_groups(groups.tolist(), test_size=test_size, n_folds=n_folds, seed=seed, split=given, used=used)
+        y, targets = _columns(labels)
+        y[~used] = 0
+        kept, left_out = _usable(labels, y, targets, split)
+        return cls(name, labels.kind, tuple(np.array(targets)[kept].tolist()), y[:, kept], split, groups, left_out)
+
+    @property
+    def per_target(self) -> bool:
+        """Whether targets are separate questions; the classes of one multi-class question are not."""
+        return self.kind != "multiclass"
+
+    def truth(self, rows: NDArray[np.bool_]) -> NDArray[Any]:
+        """True answers of some rows as the metrics take them: class numbers ``[n]``, else ``[n, target]``."""
+        y = self.y[rows]
+        return np.argmax(y, axis=1) if self.kind == "multiclass" else y
+
+    def prior(self) -> NDArray[np.float64]:
+        """Mean of every target over the training rows, float64 ``[target]``: what a constant answer says."""
+        return np.asarray(self.y[self.split.folds >= 0].mean(axis=0))
+
+
+def _columns(labels: Labels) -> tuple[NDArray[np.float64], list[str]]:
+    if labels.kind == "multiclass":
+        return np.eye(len(labels.names))[np.maximum(labels.values, 0)], list(labels.names)
+    values = labels.values.astype(np.float64)
+    return (values, list(labels.names)) if values.ndim == 2 else (values[:, None], [labels.name])
+
+
+def _usable(
+    labels: Labels, y: NDArray[np.float64], targets: list[str], split: Split
+) -> tuple[NDArray[np.bool_], dict[str, str]]:
+    """Find the columns that vary in every training part; a multi-class question is kept or refused as a whole."""
+    training = [y[(split.folds >= 0) & (split.folds != fold)] for fold in range(split.n_folds)]
+    varies: NDArray[np.bool_] = np.all([np.ptp(part, axis=0) > 0 for part in training], axis=0)
+    constant = [name for name, fine in zip(targets, varies, strict=True) if not fine]
+    if labels.kind == "multiclass":
+        present: NDArray[np.bool_] = np.any(y[(split.folds >= 0) | split.test], axis=0)
+        if present.sum() < 2:
+            raise InputError(f"labels {labels.name!r} have one class only: a probe needs two or more")
+        rare = [name for name, fine, there in zip(targets, varies, present, strict=True) if there and not fine]
+        if rare:
+            raise InputError(
+                f"labels {labels.name!r}: the class {rare[0]!r} is missing from a training part: it is in too few "
+                "groups; merge it with another, leave its samples out, or use fewer folds"
+            )
+        return present, {name: "no sample has it" for name, there in zip(targets, present, strict=True) if not there}
+    if not varies.any():
+        what = "one value only" if labels.kind == "regression" else "one class only in a training part"
+        raise InputError(f"labels {labels.name!r} have {what}: a probe needs both; add samples or use fewer folds")
+    left_out = dict.fromkeys(constant, "positives or negatives are missing from a training part")
+    if left_out:
+        log.warning("labels %r: %d targets are left out, such as %r: %s", labels.name, len(left_out), *_first(left_out))
+    return varies, left_out
+
+
+def _first(items: dict[str, str]) -> tuple[str, str]:
+    return next(iter(items.items()))

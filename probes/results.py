@@ -1,0 +1,325 @@
+"""Results of a probing run: one tidy table, the paired comparisons, and where they come from."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sonde.errors import InputError, StoreError
+
+from .metrics import higher_is_better
+from .tables import COLUMNS, COMPARISON_COLUMNS, read_table, tidy, write_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVE = ("model", "store", "labels", "solver", "site", "tokens")
+"""The columns that tell one layer curve from another."""
+
+BASELINE = "majority"
+_ROW_KEY = [*CURVE, "layer", "target", "metric", "split"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Results:
+    """Scores of probes with their provenance.
+
+    Attributes
+    ----------
+    rows : pandas.DataFrame
+        Columns and dtypes of `COLUMNS`.
+    comparisons : pandas.DataFrame
+        Columns and dtypes of `COMPARISON_COLUMNS`; may be empty.
+    provenance : mapping
+        What can be written as JSON: model, weights, store, n_layers, primary metric of each labels, seed, versions and
+        so on; ``runs`` holds a list of these after `concat`.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or of another type, or two rows are about the same probe.
+    """
+
+    rows: pd.DataFrame
+    comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tidy(self.rows, COLUMNS))
+        object.__setattr__(self, "comparisons", tidy(self.comparisons, COMPARISON_COLUMNS))
+        object.__setattr__(self, "provenance", dict(self.provenance))
+        twice = self.rows.duplicated(_ROW_KEY)
+        if twice.any():
+            probe = ", ".join(f"{key} {value!r}" for key, value in self.rows.loc[twice, _ROW_KEY].iloc[0].items())
+            raise InputError(f"the results hold the same probe twice ({probe}): give every run once")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Copy the tidy table."""
+        return self.rows.copy()
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Provenance of each run that the results come from."""
+        return [dict(run) for run in self.provenance.get("runs", [self.provenance])]
+
+    def provenance_json(self, indent: int | None = None) -> str:
+        """Write the provenance as JSON; InputError if it holds what JSON does not."""
+        try:
+            return json.dumps(self.provenance, ensure_ascii=False, indent=indent)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the provenance is no JSON ({error}): keep to strings, numbers, lists, dicts") from error
+
+    def primary(self, labels: str) -> str:
+        """Name the metric by which the labels are judged: the provenance's, else the first in the table."""
+        for run in self.runs:
+            if labels in run.get("primary", {}):
+                return str(run["primary"][labels])
+        return str(self.rows.loc[self.rows["labels"] == labels, "metric"].iloc[0])
+
+    def best(
+        self,
+        labels: str | None = None,
+        site: str | None = None,
+        tokens: str | None = None,
+        solver: str | None = None,
+        metric: str | None = None,
+        *,
+        model: str | None = None,
+        store: str | None = None,
+    ) -> pd.Series:
+        """Choose the layer with the best cross-validated score.
+
+        Parameters
+        ----------
+        labels, model, store : str, optional
+            Needed if the results hold several.
+        site, tokens, solver : str, optional
+            Left out: the best of all.
+        metric : str, optional
+            Left out: the primary metric of the labels.
+
+        Returns
+        -------
+        pandas.Series
+            The test row of the chosen layer, with its cross-validated score as ``cv_value``. Of equal scores the lowest
+            layer wins.
+
+        Raises
+        ------
+        InputError
+            If nothing fits, several labels, models or stores fit, or no layer was cross-validated.
+        """
+        curves = self.curves(labels, metric, model=model, store=store, site=site, tokens=tokens, solver=solver)
+        return _with_test(curves, _best_cv(curves))
+
+    def top(
+        self,
+        labels: str | None = None,
+        site: str | None = None,
+        tokens: str | None = None,
+        solver: str | None = None,
+        metric: str | None = None,
+        *,
+        model: str | None = None,
+        store: str | None = None,
+    ) -> pd.Series:
+        """Take the last layer of the curve that `best` is on; arguments, result and errors as there."""
+        curves = self.curves(labels, metric, model=model, store=store, site=site, tokens=tokens, solver=solver)
+        return _with_test(curves, _top_cv(curves, _best_cv(curves)))
+
+    def summary(self, metric: str | None = None) -> pd.DataFrame:
+        """Tabulate best layer against top layer, one row per curve, best curves of each labels first.
+
+        Columns: those of `CURVE`, ``metric`` (the primary one unless given), ``cv_value``, ``best_layer``, ``best``,
+        ``best_low``, ``best_high``, the same for ``top``, then ``difference``, ``low``, ``high`` (NaN without a
+        comparison) and ``baseline``, all on the test rows. Curves without cross-validation are left out.
+        """
+        wanted = self.rows["labels"].map({name: metric or self.primary(name) for name in self.rows["labels"].unique()})
+        rows = self.rows[(self.rows["target"] == "all") & (self.rows["metric"] == wanted)]
+        lines: list[dict[str, Any]] = []
+        for key, curve in rows[rows["solver"] != BASELINE].groupby(list(CURVE), sort=False):
+            if not (curve["split"] == "cv").any():
+                continue
+            best = _with_test(curve, _best_cv(curve))
+            top = _with_test(curve, _top_cv(curve, best))
+            line = dict(zip(CURVE, key, strict=True)) | {"metric": best["metric"], "cv_value": best["cv_value"]}
+            for name, row in (("best", best), ("top", top)):
+                line |= {f"{name}_layer": row["layer"], name: row["value"]}
+                line |= {f"{name}_low": row["low"], f"{name}_high": row["high"]}
+            line |= {"difference": best["value"] - top["value"], "low": np.nan, "high": np.nan}
+            compared = {column: best[column] for column in (*CURVE, "metric")}
+            compared |= {"best_layer": best["layer"], "top_layer": top["layer"]}
+            for _, pair in self.comparisons[_mask(self.comparisons, compared)].iterrows():
+                line |= pair[["low", "high"]].to_dict()
+            lines.append(
+                line | {"baseline": self.baseline(line["labels"], line["metric"], line["model"], line["store"])}
+            )
+        order = sorted(range(len(lines)), key=lambda i: _order(lines, i))
+        return pd.DataFrame([lines[i] for i in order])
+
+    def baselines(self) -> pd.DataFrame:
+        """Take the test rows of the majority baseline for the whole ("all") of each labels."""
+        wanted = {"solver": BASELINE, "split": "test", "target": "all"}
+        return self.rows[_mask(self.rows, wanted)]
+
+    def baseline(self, labels: str, metric: str, model: str, store: str) -> float:
+        """Look up the majority baseline's test score; NaN if there is none."""
+        rows = self.baselines()
+        wanted = {"labels": labels, "metric": metric, "model": model, "store": store}
+        found = rows.loc[_mask(rows, wanted), "value"]
+        return float(found.iloc[0]) if len(found) else float("nan")
+
+    def plot(
+        self,
+        labels: str | None = None,
+        metric: str | None = None,
+        *,
+        ax: "Axes | None" = None,
+        site: str | None = None,
+        tokens: str | None = None,
+        solver: str | None = None,
+        model: str | None = None,
+        store: str | None = None,
+    ) -> "Axes":
+        """Draw the layer curves of one labels and metric; arguments as in `best`, ``ax`` to draw into."""
+        from .plot import plot_curves
+
+        filters = {"model": model, "store": store, "site": site, "tokens": tokens, "solver": solver}
+        return plot_curves(self, labels, metric, ax=ax, **filters)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``comparisons.parquet``, then ``results.parquet``, each at once or not at all.
+
+        Raises
+        ------
+        InputError
+            If the provenance cannot be written as JSON.
+        StoreError
+            If the folder cannot be written.
+        """
+        provenance = self.provenance_json()
+        # The results come last: a folder that has them is complete.
+        write_table(Path(folder, "comparisons.parquet"), self.comparisons, provenance)
+        return write_table(Path(folder, "results.parquet"), self.rows, provenance)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Results":
+        """Read what `save` wrote, from its folder or from ``results.parquet`` itself.
+
+        Raises
+        ------
+        StoreError
+            If there is nothing, or something else.
+        """
+        path = Path(path)
+        file = path / "results.parquet" if path.is_dir() else path
+        if not file.is_file():
+            hint = "probe it first" if (path / "zarr.json").is_file() else "run `sonde probe` or check the path"
+            raise StoreError(f"no results at {path}: {hint}")
+        rows, provenance = read_table(file, COLUMNS)
+        comparisons, _ = read_table(file.with_name("comparisons.parquet"), COMPARISON_COLUMNS)
+        return cls(rows, comparisons, provenance)
+
+    @classmethod
+    def concat(cls, results: Sequence["Results"]) -> "Results":
+        """Put several results into one; the provenance keeps each under ``runs``.
+
+        Raises
+        ------
+        InputError
+            If there are none, or two hold the same probe.
+        """
+        if not results:
+            raise InputError("no results to put together: give at least one")
+        if len(results) == 1:
+            return results[0]
+        rows = pd.concat([one.rows for one in results], ignore_index=True)
+        # Two solvers on one split share their baseline.
+        again = rows.duplicated() & (rows["solver"] == BASELINE)
+        return cls(
+            rows[~again].reset_index(drop=True),
+            pd.concat([one.comparisons for one in results], ignore_index=True),
+            {"runs": [run for one in results for run in one.runs]},
+        )
+
+    def __repr__(self) -> str:
+        head = f"Results: {len(self.rows):,} scores, {self.rows['labels'].nunique()} set(s) of labels"
+        columns = ["labels", "store", "site", "tokens", "solver", "metric", "best_layer", "best", "top_layer", "top"]
+        summary = self.summary()
+        if summary.empty:
+            return head
+        return f"{head}\n{summary[columns].to_string(index=False, float_format='{:.3f}'.format)}"
+
+    def _repr_html_(self) -> str:
+        return str(self.summary().to_html(index=False, float_format="{:.3f}".format))
+
+    def curves(self, labels: str | None = None, metric: str | None = None, **filters: str | None) -> pd.DataFrame:
+        """Take the ``cv`` and ``test`` rows of the whole ("all") of one labels and metric.
+
+        Arguments and errors as in `best`, but several models and stores may stay together.
+        """
+        rows = self.rows[(self.rows["target"] == "all") & (self.rows["solver"] != BASELINE)]
+        for column, value in ({"labels": labels} | filters).items():
+            known = rows[column].unique()
+            if value is not None:
+                rows = rows[rows[column] == value]
+                if rows.empty:
+                    raise InputError(f"the results hold no {column} {value!r}: there is {', '.join(known)}")
+        if rows.empty:
+            raise InputError("the results hold no probe: run `sonde probe` again")
+        name = _only(rows, "labels")
+        wanted = metric or self.primary(name)
+        chosen = rows[rows["metric"] == wanted]
+        if chosen.empty:
+            raise InputError(f"{name!r} has no metric {wanted!r}: there is {', '.join(rows['metric'].unique())}")
+        return chosen
+
+
+def _only(rows: pd.DataFrame, column: str) -> str:
+    known = rows[column].unique()
+    if len(known) > 1:
+        raise InputError(f"the results hold several {column} ({', '.join(known)}): say {column}=…")
+    return str(known[0])
+
+
+def _mask(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> "pd.Series[bool]":
+    mask = pd.Series(True, index=rows.index)
+    for column, value in wanted.items():
+        mask &= rows[column] == value
+    return mask
+
+
+def _order(lines: Sequence[Mapping[str, Any]], i: int) -> tuple[int, float, int]:
+    """Keep labels in their first-seen order and rank the curves of each by their cross-validated score."""
+    line = lines[i]
+    first = next(j for j, other in enumerate(lines) if other["labels"] == line["labels"])
+    return first, -line["cv_value"] if higher_is_better(line["metric"]) else line["cv_value"], i
+
+
+def _best_cv(curves: pd.DataFrame) -> pd.Series:
+    for column in ("model", "store"):
+        _only(curves, column)
+    cv = curves[(curves["split"] == "cv") & curves["value"].notna()].sort_values("layer", kind="stable")
+    if cv.empty:
+        raise InputError("no layer has a cross-validated score, and the test rows must not choose it: probe with folds")
+    better = cv["value"] if higher_is_better(str(cv["metric"].iloc[0])) else -cv["value"]
+    return cv.iloc[int(np.argmax(better.to_numpy()))]
+
+
+def _top_cv(curves: pd.DataFrame, best: pd.Series) -> pd.Series:
+    curve = curves[_mask(curves, {column: best[column] for column in CURVE}) & (curves["split"] == "cv")]
+    return curve.iloc[int(np.argmax(curve["layer"].to_numpy()))]
+
+
+def _with_test(curves: pd.DataFrame, cv: pd.Series) -> pd.Series:
+    wanted = {column: cv[column] for column in (*CURVE, "layer")} | {"split": "test"}
+    found = curves[_mask(curves, wanted)]
+    if found.empty:
+        raise InputError(f"layer {cv['layer']} of {cv['labels']!r} has no test score: probe with a test part")
+    row: pd.Series = pd.concat([found.iloc[0], pd.Series({"cv_value": cv["value"]})])
+    return row

@@ -1,0 +1,404 @@
+"""The command line: results to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done with skipped samples, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import InputError, SondeError
+
+if TYPE_CHECKING:
+    from .engine import Progress
+    from .probes import Results
+    from .store import Store
+
+SKIPPED = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sonde",
+    help="Run a frozen model over a data set once, keep every layer, and probe the layers as often as you like.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+labels_app = typer.Typer(help="Labels of a store.", no_args_is_help=True)
+app.add_typer(labels_app, name="labels")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+StorePath = Annotated[str, typer.Argument(metavar="RUN.zarr", help="The store.", show_default=False)]
+
+
+class SolverName(StrEnum):
+    """Solvers of ``sonde probe``."""
+
+    ridge = "ridge"
+    logistic = "logistic"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; an error is one line on stderr."""
+    logging.basicConfig(format="sonde: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    debug = "--debug" in arguments
+    command = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(command, standalone_mode=False)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what is committed stays, go on with `sonde extract --resume`", INTERRUPTED)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except SondeError as error:
+        return _failed(error, str(error), debug)
+    except MemoryError as error:
+        return _failed(error, "out of memory; lower run.token_budget or run.range_size", debug)
+    except OSError as error:
+        return _failed(error, _explain_os_error(error), debug)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            context = getattr(error, "ctx", None)
+            usage = f"; see `{context.command_path} --help`" if context is not None else ""
+            return _fail(f"{error.format_message()}{usage}", int(error.exit_code))
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted", INTERRUPTED)
+        raise
+    return int(code or 0)
+
+
+def _failed(error: Exception, message: str, debug: bool) -> int:
+    if debug:
+        raise error
+    return _fail(f"error: {message}", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"sonde: {message}", file=sys.stderr)
+    return code
+
+
+def _explain_os_error(error: OSError) -> str:
+    import errno
+
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; make room and go on with --resume: what is committed stays"
+    if error.errno == errno.EROFS or isinstance(error, PermissionError):
+        return f"{error.strerror}{where}; choose another --out"
+    return f"{error.strerror or error}{where}"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; at any place.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the stores and the report.")] = Path("sonde-demo"),
+    fast: Annotated[bool, typer.Option("--fast", help="Fewer scenes and layers.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the scenes, the model and the splits.")] = 0,
+) -> None:
+    """Run the whole study in miniature, on data and a model that ship with sonde."""
+    from .demo import run_demo
+
+    console = _console()
+    outcome = run_demo(out, fast=fast, seed=seed, say=lambda text: console.print(text, highlight=False))
+    for line in outcome.lines:
+        print(line)
+    print(f"scenes, model, stores (*.zarr) and results (*.probes): {out.absolute()}")
+    print(f"report: {outcome.report.absolute()}")
+
+
+@app.command()
+def extract(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to extract.", show_default=False)],
+    out: Annotated[str | None, typer.Option(help="The store to make; overrides run.out.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: model.dtype=float32.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a store that was begun.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Run a frozen model over a data set and keep the activations of every layer.
+
+    A minimal CONFIG.toml:
+
+        [model]
+        name = "gpt2"
+
+        [data]
+        manifest = "samples.jsonl"
+
+        [capture]
+        tokens = ["last", "mean"]
+
+        [run]
+        out = "run.zarr"
+    """
+    from .engine import ExtractConfig
+    from .engine import extract as run_extract
+
+    settings = list(overrides or [])
+    if out is not None:
+        settings.append(f"run.out={json.dumps(out)}")
+    checked = ExtractConfig.load(config, settings)
+    with _extraction_progress() as on_progress:
+        store = run_extract(checked, resume=resume, on_progress=on_progress)
+    _print_store(store, as_json)
+    return SKIPPED if store.skipped else 0
+
+
+@app.command()
+def probe(
+    store: StorePath,
+    labels: Annotated[str, typer.Option(help="Name of labels in the store.", show_default=False)],
+    solver: Annotated[SolverName, typer.Option(help="Kind of probe.")] = SolverName.ridge,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="RUN.probes/…")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Only these sites.")] = None,
+    tokens: Annotated[list[str] | None, typer.Option(help="Only these tokens.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Only these layers.")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="Penalties to choose from.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
+    test_size: Annotated[float, typer.Option(help="Share of samples to test.")] = 0.25,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the split and the bootstrap.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Torch device; numpy if left out.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Dask scheduler, tcp://…")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Local worker processes; threads if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit linear probes to every layer of a store."""
+    from .probes.run import probe as run_probe
+
+    folder = out or Path(f"{store.rstrip('/').removesuffix('.zarr')}.probes") / f"{labels}-{solver.value}"
+    with _layer_progress() as on_progress:
+        results = run_probe(
+            store,
+            labels,
+            solver=solver.value,
+            sites=site,
+            tokens=tokens,
+            layers=layer,
+            alphas=alpha,
+            n_folds=folds,
+            test_size=test_size,
+            n_draws=draws,
+            seed=seed,
+            device=device,
+            scheduler=scheduler,
+            workers=workers,
+            out=folder,
+            on_progress=on_progress,
+        )
+    if as_json:
+        summary = results.summary()
+        print(json.dumps({"results": str(folder), "summary": json.loads(summary.to_json(orient="records"))}))
+    else:
+        _print_results(results)
+        print(f"results: {folder}")
+
+
+@labels_app.command("add")
+def labels_add(
+    store: StorePath,
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSONL of `id` and label columns.", show_default=False)],
+    ignore_unknown: Annotated[bool, typer.Option("--ignore-unknown", help="Pass over ids not in the store.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace labels of the same name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Join label columns to a store's samples by id."""
+    from .store import Store
+    from .store.table import read_rows
+
+    opened = Store.open(store)
+    rows = read_rows(file)
+    columns = list(dict.fromkeys(name for row in rows for name in row.cells))
+    if "id" not in columns or columns == ["id"]:
+        raise InputError(f"{file} needs a column 'id' and one or more of labels: it has {', '.join(columns)}")
+    ids = [str(row.cells.get("id")) for row in rows]
+    added = [
+        opened.add_labels(
+            name,
+            ids,
+            [row.cells.get(name) for row in rows],
+            ignore_unknown=ignore_unknown,
+            overwrite=overwrite,
+        )
+        for name in columns
+        if name != "id"
+    ]
+    report = {
+        labels.name: {
+            "kind": labels.kind,
+            "labelled": int(labels.present.sum()),
+            "missing": int((~labels.present).sum()),
+        }
+        for labels in added
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    for name, facts in report.items():
+        print(f"{name}: {facts['kind']}, {facts['labelled']} samples labelled, {facts['missing']} without a label")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of results.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML report of one or several results."""
+    from .probes.report import write_report
+
+    print(write_report(folders, out))
+
+
+@app.command()
+def info(store: StorePath, as_json: Json = False) -> None:
+    """Show what a store holds and where it came from."""
+    from .store import Store
+
+    _print_store(Store.open(store), as_json)
+
+
+@app.command()
+def verify(
+    store: StorePath,
+    repair: Annotated[bool, typer.Option("--repair", help="Mark broken ranges for `extract --resume`.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Read every committed chunk of a store and hold it against its checksum."""
+    from .store import Store
+
+    opened = Store.open(store)
+    damaged = opened.verify()
+    if repair and damaged:
+        with opened.location.lock():
+            opened.forget([damage.range for damage in damaged])
+    if as_json:
+        ranges = [{"range": d.range.index, "errors": list(d.errors)} for d in damaged]
+        print(json.dumps({"damaged": ranges, "verified": len(opened.ranges) - len(opened.missing), "repaired": repair}))
+    else:
+        for damage in damaged:
+            for error in damage.errors:
+                print(error)
+        ended = "marked for `sonde extract --resume`" if repair else "run `sonde verify --repair` to mark them"
+        missing = f", {len(opened.missing)} not committed" if opened.missing else ""
+        summary = f"{len(damaged)} of {len(opened.ranges)} ranges damaged{missing}"
+        print(f"{summary}; {ended}" if damaged else summary)
+    return 1 if damaged and not repair else 0
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that are supported, and how each was verified."""
+    from .engine.families import FAMILIES
+
+    if as_json:
+        print(json.dumps([{"family": f.name, "takes": f.takes, "verified": f.verified} for f in FAMILIES]))
+        return
+    from rich.table import Table
+
+    table = Table("family", "takes", "verified", title=None)
+    for family in FAMILIES:
+        table.add_row(family.name, family.takes, family.verified)
+    _console(stderr=False).print(table)
+    print("Other transformers models whose blocks form one list are tried in the same way.")
+
+
+def _console(*, stderr: bool = True) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def _bar(*columns: Any) -> Iterator[Any]:
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    console = _console()
+    with Bar(*shown, *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        yield bar
+
+
+@contextmanager
+def _extraction_progress() -> Iterator[Any]:
+    from rich.progress import TextColumn
+
+    with _bar(TextColumn("{task.fields[rates]}")) as bar:
+        task = bar.add_task("extract", total=None, rates="")
+
+        def show(progress: Progress) -> None:
+            seconds = max(progress.seconds, 1e-9)
+            rates = (
+                f"{progress.samples / seconds:,.1f} samples/s  {progress.tokens / seconds:,.0f} tokens/s  "
+                f"{progress.nbytes / seconds / 1e9:.3f} GB/s"
+            )
+            bar.update(task, total=progress.total, completed=progress.samples, rates=rates)
+
+        yield show
+
+
+@contextmanager
+def _layer_progress() -> Iterator[Any]:
+    with _bar() as bar:
+        task = bar.add_task("layers", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_store(store: Store, as_json: bool) -> None:
+    facts = store.info()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    ranges = facts["ranges"]
+    state = "complete" if store.complete else f"{ranges['committed']} of {ranges['planned']} ranges committed"
+    print(f"{facts['store']}: {state}, {facts['bytes'] / 1e6:,.1f} MB")
+    print(
+        f"model: {facts['model'].get('name')} ({facts['model'].get('weights')} weights, {facts['model'].get('dtype')})"
+    )
+    skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
+    print(f"samples: {facts['samples']}{skipped}, {ranges['size']} a range")
+    for name, array in facts["arrays"].items():
+        layers = array["layers"]
+        print(f"activations: {name}  [{len(layers)}, {facts['samples']}, {array['hidden']}] {array['dtype']}")
+    print(f"labels: {', '.join(f'{name} ({kind})' for name, kind in facts['labels'].items()) or 'none'}")
+    if facts["nonfinite"]:
+        print(f"non-finite values: {facts['nonfinite']}")
+    for row, why in list(store.skipped.items())[:10]:
+        print(f"skipped row {row}: {why}")
+
+
+def _print_results(results: Results) -> None:
+    from rich.table import Table
+
+    columns = ["site", "tokens", "metric", "best_layer", "best", "top_layer", "top"]
+    table = Table(*columns)
+    for row in results.summary().to_dict("records"):
+        table.add_row(*(f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    _console(stderr=False).print(table)

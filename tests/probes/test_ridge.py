@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sonde.errors import InputError
+from sonde.probes.backend import to_numpy
+from sonde.probes.ridge import eigenbases, eigenbasis, ridge_cv, ridge_path
+from sonde.probes.rows import ArrayRows
+from sonde.probes.statistics import accumulate
+
+ALPHAS = np.logspace(-2, 4, 4)
+
+
+def make_x(case, rng):
+    if case == "random":
+        return rng.standard_normal((80, 12))
+    if case == "ill-conditioned":
+        return rng.standard_normal((80, 12)) * np.logspace(2, -4, 12) @ rng.standard_normal((12, 12))
+    if case == "constant column":
+        x = rng.standard_normal((80, 12))
+        x[:, 3], x[:, 7] = 5.25, 0.0  # a mean of 5.25 is exact: scikit-learn's weighted variance then is too
+        return x
+    if case == "huge mean":
+        return rng.standard_normal((80, 12)) + np.where(np.arange(12) % 3 == 0, 1e4, 0.0)
+    return rng.standard_normal((80, {"more columns than rows": 150, "as many columns as rows": 80}[case]))
+
+
+CASES = [
+    "random",
+    "ill-conditioned",
+    "constant column",
+    "huge mean",
+    "more columns than rows",
+    "as many columns as rows",
+]
+
+
+@pytest.fixture(params=CASES)
+def data(request):
+    rng = np.random.default_rng(0)
+    x = make_x(request.param, rng)
+    y = x @ rng.standard_normal((x.shape[1], 3)) / x.std(axis=0).max() + rng.standard_normal((80, 3)) * [0.1, 2, 9] + 7
+    return x, y, rng.permutation(np.arange(80) % 4)
+
+
+def sklearn_ridge(x, y, alpha, standardize, weight=None):
+    """Raw-unit weights and bias of scikit-learn, fitted on these rows alone."""
+    ridge = Ridge(alpha, solver="svd")
+    if not standardize:
+        ridge.fit(x, y, sample_weight=weight)
+        return ridge.coef_, ridge.intercept_
+    model = make_pipeline(StandardScaler(), ridge)
+    model.fit(x, y, **({} if weight is None else {k + "__sample_weight": weight for k in ("standardscaler", "ridge")}))
+    w = ridge.coef_ / model[0].scale_
+    return w, ridge.intercept_ - w @ model[0].mean_
+
+
+def assert_same(ours, theirs, tol=1e-6):
+    theirs = np.asarray(theirs)
+    np.testing.assert_allclose(to_numpy(ours), theirs, rtol=tol, atol=tol * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+def test_every_alpha_equals_scikit_learn_on_every_training_part(data, standardize, namespace):
+    x, y, folds = data
+    stats = accumulate(ArrayRows(namespace(x), 17), y, folds)
+    for fold in (0, 3, None):
+        part = np.ones(80, dtype=bool) if fold is None else folds != fold
+        path = ridge_path(stats.total() if fold is None else stats.without(fold), ALPHAS, standardize=standardize)
+        for i, alpha in enumerate(ALPHAS):
+            w, b = sklearn_ridge(x[part], y[part], alpha, standardize)
+            assert_same(path.weights[i], w)
+            assert_same(to_numpy(path.bias[i]) + x[0] @ to_numpy(path.weights[i]).T, b + w @ x[0])
+        assert isinstance(path.weights, type(namespace(x)))
+
+
+def brute_force(x, y, folds, standardize):
+    """Held-out mean squared error [A, T] with scikit-learn, each fold predicted by the others."""
+    errors = np.zeros((len(ALPHAS), y.shape[1]))
+    for i, alpha in enumerate(ALPHAS):
+        for fold in np.unique(folds):
+            w, b = sklearn_ridge(x[folds != fold], y[folds != fold], alpha, standardize)
+            errors[i] += ((y[folds == fold] - x[folds == fold] @ w.T - b) ** 2).sum(axis=0)
+    return errors / len(y)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+def test_choice_and_folds_equal_brute_force_cross_validation(data, standardize, namespace):
+    x, y, folds = data
+    fit = ridge_cv(accumulate(ArrayRows(namespace(x), 17), y, folds), ALPHAS, standardize=standardize)
+    errors = brute_force(x, y, folds, standardize)
+    assert_same(fit.cv_error, errors, 1e-6)
+    np.testing.assert_array_equal(fit.alpha, ALPHAS[errors.argmin(axis=0)])
+    for t in range(3):
+        w, b = sklearn_ridge(x, y[:, t], fit.alpha[t], standardize)
+        assert_same(fit.weights[t], w)
+        assert_same(fit.bias[t], b, 1e-5)
+        for fold in range(4):
+            part = folds != fold
+            assert_same(fit.fold_weights[fold, t], sklearn_ridge(x[part], y[part, t], fit.alpha[t], standardize)[0])
+    assert fit.fold_bias.shape == (4, 3)
+    assert isinstance(fit.weights, type(namespace(x)))
+
+
+def test_one_alpha_for_all_targets_has_the_best_mean_r2(data):
+    x, y, folds = data
+    fit = ridge_cv(accumulate(ArrayRows(x), y, folds), ALPHAS, per_target=False)
+    unexplained = brute_force(x, y, folds, True) / y.var(axis=0)
+    assert set(fit.alpha) == {ALPHAS[unexplained.mean(axis=1).argmin()]}
+
+
+def test_alphas_may_come_in_any_order_and_ties_take_the_strongest(data):
+    x, y, folds = data
+    stats = accumulate(ArrayRows(x), y, folds)
+    up, down = ridge_cv(stats, ALPHAS), ridge_cv(stats, ALPHAS[::-1])
+    np.testing.assert_array_equal(up.alpha, down.alpha)
+    np.testing.assert_allclose(up.cv_error, down.cv_error[::-1])
+    constant = accumulate(ArrayRows(x), np.ones(80), folds)
+    assert ridge_cv(constant, ALPHAS).alpha == ALPHAS.max()
+
+
+def test_sample_weights_equal_scikit_learn(data):
+    x, y, folds = data
+    weight = np.random.default_rng(1).integers(1, 4, 80).astype(np.float64)
+    stats = accumulate(ArrayRows(x), y, folds, sample_weight=weight)
+    w, _ = sklearn_ridge(x, y, 10.0, True, weight)
+    assert_same(ridge_path(stats.total(), [10.0]).weights[0], w)
+
+
+def test_known_eigenbases_give_the_same_answer(data):
+    x, y, folds = data
+    stats = accumulate(ArrayRows(x), y, folds)
+    again, fit = ridge_cv(stats, ALPHAS, bases=eigenbases(stats)), ridge_cv(stats, ALPHAS)
+    np.testing.assert_array_equal(again.fold_weights, fit.fold_weights)
+    np.testing.assert_array_equal(again.weights, fit.weights)
+    assert (eigenbasis(stats.total()).values >= 0).all()
+
+
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+def test_float32_rows_give_float32_probes_that_predict_as_float64_ones(namespace):
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal((300, 8)) + np.array([1e4, -1e4, 0, 0, 0, 0, 0, 30])).astype(np.float32)
+    y = x[:, :2].astype(np.float64).sum(axis=1) + rng.standard_normal(300)
+    stats = accumulate(ArrayRows(namespace(x), 64), y, np.arange(300) % 3)
+    fit = ridge_cv(stats, ALPHAS)
+    assert fit.weights.dtype == namespace(x).dtype
+    w, b = sklearn_ridge(x.astype(np.float64), y, fit.alpha[0], True)
+    ours = x.astype(np.float64) @ to_numpy(fit.weights)[0].astype(np.float64) + float(fit.bias[0])
+    # The bias itself, of 1e4, has float32's spacing of 1e-3 to spare.
+    np.testing.assert_allclose(ours, x.astype(np.float64) @ w.T + b, atol=2e-3)
+
+
+def test_options_that_cannot_be_used_are_errors(data):
+    x, y, folds = data
+    stats = accumulate(ArrayRows(x), y, folds)
+    with pytest.raises(InputError, match=r"alpha 0\.0 is not positive"):
+        ridge_path(stats.total(), [1.0, 0.0])
+    with pytest.raises(InputError, match="at least two"):
+        ridge_cv(accumulate(ArrayRows(x), y, np.zeros(80, dtype=int)), ALPHAS)
+    with pytest.raises(InputError, match="fold 4 has no rows"):
+        ridge_cv(accumulate(ArrayRows(x), y, folds, n_folds=5), ALPHAS)
