@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sonde.errors import InputError, ModelError
 from sonde.store import ArraySpec
 
-from .structure import Blocks
+from .structure import Blocks, text_side
 from .tokens import Selection, check_tokens
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Recorder:
 
     def __init__(self, model: Any, blocks: Blocks, capture: Capture) -> None:
         self._model = model
+        self._text_model = text_side(model)
         self._capture = capture
         self._selection: Selection | None = None
         self._found: dict[int, torch.Tensor] = {}
@@ -145,9 +146,10 @@ class Recorder:
         import torch
 
         self._selection, self._found, self._after_last = selection, {}, False
+        model = self._model if "pixel_values" in inputs else self._text_model
         try:
             with torch.inference_mode():
-                self._model(**inputs, use_cache=False) if self._takes_cache else self._model(**inputs)
+                model(**inputs, use_cache=False) if self._takes_cache else model(**inputs)
         except _Stop:
             pass
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sonde.errors import InputError
 
@@ -65,6 +65,13 @@ class CaptureSection(_Section):
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="of the store; the model's if left out"
     )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers(cls, value: Any) -> Any:
+        if value == "all" or (isinstance(value, list | tuple) and all(type(layer) is int for layer in value)):
+            return value
+        raise ValueError('give "all" or a list of layer numbers, such as [0, 8, 16]')
 
 
 class RunSection(_Section):
@@ -147,7 +154,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{place} is missing"
     if error["type"] != "extra_forbidden":
-        message = error["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
         return f"{place}: {message}" + (f", got {error['input']!r}" if not isinstance(error["input"], dict) else "")
     *parents, key = error["loc"]
     model: Any = ExtractConfig
@@ -160,4 +167,10 @@ def _explain(error: Any) -> str:
     )
 
 
+_PLAIN = {
+    "tuple_type": 'give a list, such as ["first", "last"]',
+    "string_type": "give text in quotes",
+    "model_type": "give a table of settings",
+    "too_short": "give at least one",
+}
 _SECTIONS = {"model": ModelSection, "data": DataSection, "capture": CaptureSection, "run": RunSection}

@@ -232,7 +232,7 @@ class _Run:
             "device": _device_name(device),
             "token_budget": self._token_budget,
         }
-        name = f"log/{started:%Y%m%dT%H%M%S}-{os.getpid()}.json"
+        name = f"log/{started:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
         try:
             self._store.location.publish(name, json.dumps(record, indent=1).encode())
         except OSError as error:
@@ -273,7 +273,7 @@ def _plan(
         n_samples=len(dataset),
         range_size=range_size,
         model=dict(model.provenance),
-        data={"fingerprint": dataset.fingerprint(), "prompt_format": encoder.prompt_format},
+        data={"fingerprint": dataset.fingerprint()} | encoder.settings,
         capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": list(capture.layers)},
         config=json.loads(config.model_dump_json(exclude_none=True)),
         dtype=dtype,

@@ -32,5 +32,5 @@ FAMILIES: tuple[Family, ...] = (
     Family("OLMo-2", "olmo2", "text"),
     Family("LLaVA", "llava", "text and images"),
     Family("Qwen2.5-VL", "qwen2_5_vl", "text and images"),
-    Family("Kosmos-2", "kosmos-2", "text and images"),
+    Family("Kosmos-2", "kosmos-2", "text and one image"),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-# Processors that put the image tokens into the prompt themselves.
-_PLACES_IMAGES = ("kosmos-2",)
+# Processors that put the tokens of an image, one to a prompt, in front of it themselves.
+_PLACES_IMAGE = ("kosmos-2",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +67,7 @@ class Encoder:
         model's chat template as a user's turn that the model is about to answer; ``auto``: chat for image-text
         models that have a template, else raw. Samples with messages always go through the template.
     truncate
-        Cut text-only prompts to this many tokens.
+        Cut prompts without images to this many tokens.
     """
 
     def __init__(
@@ -77,10 +78,14 @@ class Encoder:
         truncate: int | None = None,
     ) -> None:
         self._processor = model.processor
+        # A tokenizer keeps its truncation from call to call, so threads that want another need another tokenizer.
+        self._truncating = copy.deepcopy(model.processor) if truncate else model.processor
         self._tokenizer = getattr(model.processor, "tokenizer", model.processor)
         self._takes_images = model.takes_images
         self._image_token_id = model.image_token_id
-        self._places_images = model.module.config.model_type in _PLACES_IMAGES
+        self._places_image = model.module.config.model_type in _PLACES_IMAGE
+        self._image_token: str | None = getattr(model.processor, "image_token", None)
+        self._placeholder = _placeholder(model.module.config, self._tokenizer, self._image_token)
         self._max_length = model.max_length
         self._tokens = tokens
         self._truncate = truncate
@@ -90,6 +95,11 @@ class Encoder:
         if prompt_format == "chat" and not has_template:
             raise InputError("data.prompt_format is chat, but the model has no chat template; say raw")
         self.prompt_format: str = prompt_format
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides how samples are prepared, besides the model: the same for all runs into one store."""
+        return {"prompt_format": self.prompt_format, "truncate": self._truncate}
 
     @property
     def pad_token_id(self) -> int:
@@ -108,48 +118,68 @@ class Encoder:
             images = [_open_image(path) for path in sample.images]
             if images and not self._takes_images:
                 raise InputError("it has an image, but the model takes text only")
-            tensors = self._process(self._render(sample), images)
-            return self._check(row, sample, tensors)
+            if len(images) > 1 and self._places_image:
+                raise InputError(f"it has {len(images)} images, but the model takes one to a prompt")
+            tensors = self._process(*self._render(sample), images)
+            return self._check(row, tensors, bool(images))
         except InputError as error:
             raise InputError(f"sample {sample.id!r}: {error}") from error
 
-    def _render(self, sample: Sample) -> str:
-        if sample.messages is not None:
-            return self._through_template([dict(m) for m in sample.messages], len(sample.images))
-        assert sample.prompt is not None
-        if self.prompt_format == "chat":
-            return self._through_template([{"role": "user", "content": sample.prompt}], len(sample.images))
-        token: str | None = getattr(self._processor, "image_token", None)
-        if not sample.images or self._places_images or token is None:
-            return sample.prompt
-        return token * (len(sample.images) - sample.prompt.count(token)) + sample.prompt
+    def _render(self, sample: Sample) -> tuple[str, bool]:
+        """Text that the tokenizer is given, and whether a chat template made it."""
+        n_images = len(sample.images)
+        if sample.messages is not None or self.prompt_format == "chat":
+            messages = sample.messages or ({"role": "user", "content": sample.prompt},)
+            text, templated = self._through_template(messages, n_images), True
+        else:
+            assert sample.prompt is not None
+            text, templated = sample.prompt, False
+        if self._image_token is None or self._places_image:
+            return text, templated
+        there = text.count(self._image_token)
+        if there > n_images:
+            raise InputError(f"its prompt has {there} of {self._image_token} for {n_images} images")
+        # A template places images by marks of its own kind; a raw prompt may leave them out.
+        return text if templated else self._placeholder * (n_images - there) + text, templated
 
-    def _through_template(self, messages: list[dict[str, Any]], n_images: int) -> str:
+    def _through_template(self, turns: Sequence[Mapping[str, Any]], n_images: int) -> str:
+        import jinja2
+
         if not getattr(self._processor, "chat_template", None):
             raise InputError("it has messages, but the model has no chat template; give a prompt")
+        messages = [{**turn, "content": _parts(turn["content"])} for turn in turns]
+        there = sum(part["type"] == "image" for m in messages for part in m["content"])
+        if there > n_images:
+            raise InputError(f"its messages have places for {there} images, but it names {n_images}")
         if self._takes_images:
-            messages = [m | {"content": _parts(m["content"])} for m in messages]
-            lacking = n_images - sum(part["type"] == "image" for m in messages for part in m["content"])
             first = next((m for m in messages if m["role"] == "user"), messages[0])
-            first["content"] = [{"type": "image"}] * lacking + first["content"]
-        text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
+            first["content"] = [{"type": "image"}] * (n_images - there) + first["content"]
+        else:
+            # Templates of language models take a turn's content as one text.
+            messages = [m | {"content": "".join(part["text"] for part in m["content"])} for m in messages]
+        try:
+            return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except (ValueError, TypeError, LookupError, jinja2.TemplateError) as error:
+            raise InputError(f"the model's chat template refuses its messages: {error}") from error
 
-    def _process(self, text: str, images: list[Image]) -> dict[str, torch.Tensor]:
+    def _process(self, text: str, templated: bool, images: list[Image]) -> dict[str, torch.Tensor]:
         bos = self._tokenizer.bos_token
         options: dict[str, Any] = {"return_tensors": "pt"}
-        if bos and text.startswith(bos):
+        # As transformers has it: a chat template says all of a text model's special tokens, and none is said twice.
+        if (templated and not self._takes_images) or (bos and text.startswith(bos)):
             options["add_special_tokens"] = False
+        processor = self._processor
+        if self._truncate and not images:
+            processor = self._truncating
+            options |= {"truncation": True, "max_length": self._truncate}
         try:
             if self._takes_images:
-                return dict(self._processor(text=[text], images=[images] if images else None, **options))
-            if self._truncate:
-                options |= {"truncation": True, "max_length": self._truncate}
-            return dict(self._tokenizer([text], verbose=False, **options))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+                return dict(processor(text=[text], images=[images] if images else None, **options))
+            return dict(processor([text], verbose=False, **options))
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, StopIteration) as error:
             raise InputError(f"the model's processor cannot prepare it: {error}") from error
 
-    def _check(self, row: int, sample: Sample, tensors: dict[str, torch.Tensor]) -> Encoded:
+    def _check(self, row: int, tensors: dict[str, torch.Tensor], has_image: bool) -> Encoded:
         ids = tensors["input_ids"]
         length = ids.shape[1]
         if not length:
@@ -160,6 +190,8 @@ class Encoder:
                 'shorten it, set data.truncate, or pass it over with run.on_error = "skip"'
             )
         image = self._image_positions(tensors)
+        if has_image and (self._image_token_id is not None or self._places_image) and not image.any():
+            raise InputError("its images have no place in its prompt; the model's chat template leaves them out")
         if "image_mean" in self._tokens and not image.any():
             raise InputError("tokens image_mean: it has no image positions")
         if "text_mean" in self._tokens and bool(image.all()):
@@ -182,6 +214,16 @@ class Encoder:
         return ids == self._image_token_id
 
 
+def _placeholder(config: Any, tokenizer: Any, image_token: str | None) -> str:
+    """What stands for an image in a prompt: its token, between the marks of start and end where the model has them."""
+    for name in ("vision", "image"):
+        marks = [getattr(config, f"{name}_{end}_token_id", None) for end in ("start", "end")]
+        if None not in marks:
+            start, end = tokenizer.convert_ids_to_tokens(marks)
+            return f"{start}{image_token or ''}{end}"
+    return image_token or ""
+
+
 def _open_image(path: Path) -> Image:
     import PIL.Image
 
@@ -195,6 +237,18 @@ def _open_image(path: Path) -> Image:
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
+    """Content of a turn as a list of parts, ``{"type": "text", "text": ...}`` or ``{"type": "image"}``."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return [{"type": "image"} if part.get("type") == "image" else dict(part) for part in content]
+    parts = []
+    for part in content if isinstance(content, list | tuple) else [content]:
+        if isinstance(part, Mapping) and part.get("type") == "image":
+            parts.append({"type": "image"})
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        else:
+            raise InputError(
+                f"its messages hold {part!r}: give a turn's content as text, or as a list of "
+                '{"type": "text", "text": ...} and {"type": "image"}'
+            )
+    return parts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sonde.errors import ModelError
 
 from .config import ModelSection
-from .structure import Blocks, find_blocks
+from .structure import Blocks, count_positions, find_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class Model:
     @property
     def max_length(self) -> int | None:
         """Most tokens that the model and its tokenizer have positions for, where they say so."""
-        positions = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        positions = count_positions(self.module)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return min(filter(None, (positions, tokenizer.model_max_length)), default=None)
 
@@ -89,10 +89,11 @@ def load_model(section: ModelSection) -> Model:
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     where = _checked_name(section.name)
     device = _device(section.device)
-    options = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(where, **options)
         processor = _load_processor(where, config, options)
@@ -105,14 +106,16 @@ def load_model(section: ModelSection) -> Model:
                     config, dtype=dtype, trust_remote_code=section.trust_remote_code, **kernel
                 )
         else:
+            # Weights of another shape are let through here, because the check below names them.
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             with quiet():
                 module, loading = transformers.AutoModel.from_pretrained(
-                    where, config=config, dtype=dtype, output_loading_info=True, **options, **kernel
+                    where, config=config, dtype=dtype, **options, **kernel
                 )
             _check_loading(section.name, loading)
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the model {section.name!r}: {reason}") from error
     module = module.eval().requires_grad_(False).to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -20,10 +20,10 @@ class _End:
 
 @contextmanager
 def prefetch(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
-    """Iterate over ``items`` on a thread that stays at most ``depth`` items ahead.
+    """Iterate over ``items`` on a thread: ``depth`` items wait at most, while one more is being made.
 
     An error of the iterator is raised in the consumer, behind the items before it. Leaving the block ends the thread
-    after the item that it is at.
+    after the item that it is at, and closes the iterator if it is a generator.
     """
     ahead: queue.Queue[T | _End] = queue.Queue(depth)
     stop = threading.Event()
@@ -42,7 +42,9 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
         try:
             for item in items:
                 if not put(item):
-                    return
+                    break
+            if isinstance(items, Generator):
+                items.close()
         except BaseException as caught:
             error = caught
         put(_End(error))

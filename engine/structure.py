@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "video")
+# Models whose forward pass refuses text without an image, though their language side takes it.
+_REFUSE_TEXT = ("kosmos-2",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +65,22 @@ def find_blocks(model: Any) -> Blocks:
     parent = decoder.get_submodule(name.rpartition(".")[0])
     norms = tuple(child for child in parent.children() if "norm" in type(child).__name__.lower())
     return Blocks(layers, norms, name)
+
+
+def text_side(model: Any) -> Any:
+    """Return what text without images runs through: the model, or its language side where the model refuses it."""
+    return model.get_decoder() if model.config.model_type in _REFUSE_TEXT else model
+
+
+def count_positions(model: Any) -> int | None:
+    """Return the most tokens that a model has positions for, where its configuration says so.
+
+    Position tables that have a padding row (RoBERTa's kind) count from behind it, which the configuration leaves out.
+    """
+    from torch import nn
+
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return positions

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from .bootstrap import interval
 from .metrics import METRICS, PRIMARY, macro
-from .problem import Problem
-
-ALL = "all"
+from .problem import ALL, Problem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,48 +58,58 @@ def evaluate(
         Per target, for the records.
     """
     test, training = problem.split.test, problem.split.folds >= 0
-    truth = problem.truth(test)
-    counts = {"n_train": int(training.sum()), "n_test": int(test.sum())}
-    positives = _positives(problem, test)
-    single_alpha = float("nan") if alpha is None or np.unique(alpha).size > 1 else float(alpha[0])
-    all_converged = True if converged is None else bool(converged.all())
+    tested = problem.truth(test), scores[test]
+    trained = (problem.truth(training), scores[training]) if cross_validated else None
+    n_positive = {"test": _positives(problem, test), "cv": _positives(problem, training)}
+    # Targets of a multi-label question have rows of their own; -1 is all of them together.
+    wanted = {ALL: -1} | ({name: t for t, name in enumerate(problem.targets)} if problem.kind == "multilabel" else {})
+    about = {
+        target: {
+            "target": target,
+            "alpha": _of_target(alpha, t),
+            "converged": converged is None or bool(converged.all() if t < 0 else converged[t]),
+            "n_train": int(training.sum()),
+            "n_test": int(test.sum()),
+        }
+        for target, t in wanted.items()
+    }
     records: list[dict[str, Any]] = []
     primary_draws = np.empty(0)
     for metric in METRICS[problem.kind].values():
         if metric.probabilities and not probabilities:
             continue
-        values = metric.compute(truth, scores[test])
-        drawn = metric.compute(truth, scores[test], draws)
+        drawn = _with_macro(metric.compute(*tested, draws))
         low, high = interval(drawn)
-        over_all, over_all_drawn = macro(values), macro(drawn)
+        parts = {"test": (_with_macro(metric.compute(*tested)), low, high)}
+        if trained is not None:
+            nothing = np.full_like(low, np.nan)
+            parts["cv"] = (_with_macro(metric.compute(*trained)), nothing, nothing)
         if metric.name == PRIMARY[problem.kind]:
-            primary_draws = over_all_drawn
-        common = counts | {"metric": metric.name}
-        whole = {"target": ALL, "alpha": single_alpha, "converged": all_converged, "n_positive": positives.get(ALL, -1)}
-        low_all, high_all = interval(over_all_drawn[:, None])
-        test_row = {"split": "test", "value": float(over_all), "low": float(low_all[0]), "high": float(high_all[0])}
-        records.append(common | whole | test_row)
-        cv_values = metric.compute(problem.truth(training), scores[training]) if cross_validated else None
-        no_interval = {"split": "cv", "low": float("nan"), "high": float("nan")}
-        if cv_values is not None:
-            records.append(common | whole | no_interval | {"value": float(macro(cv_values))})
-        if problem.kind != "multilabel":
-            continue
-        for t, target in enumerate(problem.targets):
-            own = {
-                "target": target,
-                "alpha": float("nan") if alpha is None else float(alpha[t]),
-                "converged": True if converged is None else bool(converged[t]),
-                "n_positive": positives[target],
-            }
-            own_test = {"split": "test", "value": float(values[t]), "low": float(low[t]), "high": float(high[t])}
-            records.append(common | own | own_test)
-            if cv_values is not None:
-                records.append(common | own | no_interval | {"value": float(cv_values[t])})
+            primary_draws = drawn[:, -1]
+        records += [
+            about[target]
+            | {"metric": metric.name, "split": part, "n_positive": n_positive[part].get(target, -1)}
+            | {"value": float(value[t]), "low": float(low[t]), "high": float(high[t])}
+            for target, t in wanted.items()
+            for part, (value, low, high) in parts.items()
+        ]
     return Evaluation(records, primary_draws)
 
 
+def _with_macro(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Put the mean over the targets behind them, on the last axis."""
+    return np.concatenate([values, macro(values)[..., None]], axis=-1)
+
+
+def _of_target(alpha: NDArray[np.float64] | None, t: int) -> float:
+    """Look up the penalty of a target; NaN for all (-1) if they differ, or if there is none."""
+    if alpha is None or (t < 0 and np.unique(alpha).size > 1):
+        return float("nan")
+    return float(alpha[t])
+
+
 def _positives(problem: Problem, rows: NDArray[np.bool_]) -> Mapping[str, int]:
+    """Count the positive rows of every target; none where labels have no positives."""
     counts = problem.y[rows].sum(axis=0)
     if problem.kind == "binary":
         return {ALL: int(counts[0])}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonde.errors import InputError
+
 from .backend import Array, to_numpy
 from .logistic import logistic_cv
+from .objective import Kind as LogisticKind
 from .problem import Problem
 from .ridge import ridge_cv
 from .rows import Rows, used_chunks
@@ -18,11 +21,11 @@ from .statistics import accumulate
 
 Solver = Literal["ridge", "logistic"]
 
-ALPHAS: dict[Solver, NDArray[np.float64]] = {"ridge": np.logspace(-1, 7, 17), "logistic": np.logspace(-1, 5, 13)}
+ALPHAS: dict[Solver, NDArray[np.float64]] = {"ridge": np.logspace(-1, 7, 17), "logistic": np.logspace(0, 5, 11)}
 """Penalties that are tried on standardised activations unless the user gives others."""
 
-# Layers up to this size stay in memory between passes; larger ones are read again for every pass.
 _HELD_BYTES = 2**30
+"""Layers up to this size stay in memory between passes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,11 +53,20 @@ class Fit:
 
 
 class HeldRows:
-    """Rows that stay in memory after their first pass, as they were read."""
+    """Rows that stay in memory as they were read in their first whole pass, unless they are too many.
 
-    def __init__(self, rows: Rows) -> None:
+    Parameters
+    ----------
+    rows
+        Where they are read.
+    limit
+        Bytes; more are read again for every pass, one chunk at a time.
+    """
+
+    def __init__(self, rows: Rows, limit: int = _HELD_BYTES) -> None:
         self._rows = rows
-        self._held: list[tuple[slice, Array]] = []
+        self._limit = limit
+        self._held: list[tuple[slice, Array]] | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -62,9 +74,28 @@ class HeldRows:
         return self._rows.hidden_size
 
     def __iter__(self) -> Iterator[tuple[slice, Array]]:
-        if not self._held:
-            self._held = list(self._rows)
-        return iter(self._held)
+        if self._held is not None:
+            yield from self._held
+            return
+        held: list[tuple[slice, Array]] = []
+        n_bytes = 0
+        for span, chunk in self._rows:
+            n_bytes += int(chunk.nbytes)
+            if n_bytes <= self._limit:
+                held.append((span, chunk))
+            else:
+                held.clear()
+            yield span, chunk
+        if n_bytes <= self._limit:
+            self._held = held
+
+
+def ensure_solvable(problem: Problem, solver: str) -> None:
+    """Raise InputError if there is no such solver, or it cannot answer such labels."""
+    if solver not in get_args(Solver):
+        raise InputError(f"unknown solver {solver!r}: there are {', '.join(get_args(Solver))}")
+    if solver == "logistic" and problem.kind == "regression":
+        raise InputError(f"labels {problem.labels!r} are numbers: logistic probes need classes; use the solver ridge")
 
 
 def fit_layer(
@@ -88,14 +119,14 @@ def fit_layer(
     Raises
     ------
     InputError
-        If an activation in use is not finite, or the solver cannot be used for such labels.
+        If an activation in use is not finite, or the solver, a penalty or the device cannot be used.
     """
+    ensure_solvable(problem, solver)
+    _ensure_device(device)
     alphas = ALPHAS[solver] if alphas is None else alphas
-    folds = problem.split.folds
-    n_rows, n_folds = len(folds), problem.split.n_folds
+    folds, n_folds = problem.split.folds, problem.split.n_folds
     # A logistic fit passes over the rows a few dozen times, ridge twice.
-    if n_rows * rows.hidden_size * 2 <= _HELD_BYTES:
-        rows = HeldRows(rows)
+    rows = HeldRows(rows)
     if solver == "ridge":
         stats = accumulate(rows, problem.y, folds, n_folds=n_folds, device=device)
         ridge = ridge_cv(stats, alphas, per_target=problem.per_target)
@@ -103,7 +134,7 @@ def fit_layer(
         weights, bias, fold_weights, fold_bias = ridge.weights, ridge.bias, ridge.fold_weights, ridge.fold_bias
     else:
         stats = accumulate(rows, None, folds, n_folds=n_folds, device=device)
-        kind: Any = "multilabel" if problem.per_target else "multinomial"
+        kind: LogisticKind = "multilabel" if problem.per_target else "multinomial"
         logistic = logistic_cv(rows, problem.y, folds, stats, alphas, kind=kind)
         alpha = np.broadcast_to(logistic.alpha, (len(problem.targets),)).copy()
         converged = np.broadcast_to(logistic.converged, alpha.shape).copy()
@@ -130,7 +161,25 @@ def _score(
             chosen = backend.xp.take(x, backend.indices(here), axis=0)
             linear = chosen @ backend.asarray(weights[part].T, x.dtype)
             scores[positions[here]] = to_numpy(linear).astype(np.float64) + bias[part]
+    # What was fitted to has been checked before; test rows are seen here for the first time.
+    bad = np.flatnonzero((parts >= 0) & ~np.isfinite(scores).all(axis=1))
+    if bad.size:
+        raise InputError(
+            f"the activations of row {bad[0]} give no finite score: extract it again in a wider dtype, or leave it out"
+        )
     return scores
+
+
+def _ensure_device(device: str | None) -> None:
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"the device {device!r} cannot be used ({reason}): name another, or none for numpy") from error
 
 
 def _probabilities(scores: NDArray[np.float64], problem: Problem) -> NDArray[np.float64]:

@@ -274,7 +274,9 @@ def _objective(
             f"statistics of {stats.n.tolist()} rows per fold and {stats.shift_x.shape[0]} columns do not belong to "
             f"{counted.tolist()} rows and {rows.hidden_size} columns: accumulate them from the same rows and folds"
         )
-    objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, stats.dtype)
+    xp = array_api_compat.array_namespace(stats.gram)
+    live = xp.astype(xp.linalg.diagonal(stats.total().sxx) > 0, xp.float64)
+    objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype)
     if not np.allclose(objective.fold_weight, stats.weight):
         raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")
     return objective

@@ -131,7 +131,9 @@ class FoldStatistics:
         mean_x = self.shift_x + a
         # StandardScaler's bound on what rounding alone makes of a constant, and that of our products' dtype.
         tiny = np.finfo(np.float64).eps
-        bound = n * tiny * variance + (n * tiny * mean_x) ** 2 + 64 * float(xp.finfo(self.dtype).eps) * second
+        eps, smallest = float(xp.finfo(self.dtype).eps), float(xp.finfo(self.dtype).smallest_normal)
+        # Squares near the end of the dtype's range underflow: a trained LayerNorm may leave columns of 1e-33.
+        bound = n * tiny * variance + (n * tiny * mean_x) ** 2 + 64 * eps * second + smallest / eps
         live = xp.astype(variance > bound, xp.float64)
         sxx *= live[:, None] * live[None, :]
         syy = added(self.square_y) - weight * b**2

@@ -59,6 +59,9 @@ class LogisticObjective:
     kind : {"multilabel", "multinomial"}
     shift : float64 array of shape [D]
         Subtracted from x before products, so that large means cost no precision. Products are computed on its device.
+    live : float64 array of shape [D]
+        1, or 0 for constant columns: they are set to zero, since products with what is left of them may be denormal
+        numbers, which CPUs multiply many times slower.
     dtype : dtype
         Of the products.
     """
@@ -72,6 +75,7 @@ class LogisticObjective:
         sample_weight: np.ndarray[Any, Any] | None,
         kind: Kind,
         shift: Array,
+        live: Array,
         dtype: Any,
     ) -> None:
         self._rows, self._labels, self._folds, self._n_folds = rows, labels, folds, n_folds
@@ -80,6 +84,7 @@ class LogisticObjective:
         self._device = str(self._backend.device) if is_torch(shift) else None
         xp = self._backend.xp
         self._shift = xp.astype(shift, dtype) if bool(xp.any(shift != 0)) else None
+        self._live = None if bool(xp.all(live == 1)) else xp.astype(live, dtype)
         used = folds >= 0
         weight = np.where(used, 1.0 if sample_weight is None else sample_weight, 0.0)
         self.fold_weight = np.bincount(folds[used], weights=weight[used], minlength=n_folds)
@@ -117,6 +122,7 @@ class LogisticObjective:
                 at = positions[start : start + block]
                 x = backend.asarray(chunk[start : start + block, :], self._dtype)
                 x = x if self._shift is None else x - self._shift
+                x = x if self._live is None else x * self._live
                 logits = xp.reshape(xp.matmul(x, flat.T) + flat_bias, (-1, n_problems, n_columns))
                 labels = backend.asarray(self._labels[at], self._dtype)
                 member = self._membership(at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from sonde.store import as_float32
 from .tables import write_atomically
 
 TENSORS, DESCRIPTION = "probes.safetensors", "probes.json"
+VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,19 +87,29 @@ class Probe:
         scores = self.scores(x)
         if self.kind == "multiclass":
             return np.asarray(np.argmax(scores, axis=1))
-        return scores if self.kind == "regression" else (scores >= 0.5).astype(np.int8)
+        return scores if self.kind == "regression" else (scores > 0.5).astype(np.int8)
 
 
 def save_probes(folder: str | os.PathLike[str], probes: Sequence[Probe]) -> Path:
-    """Write probes to ``probes.safetensors`` and ``probes.json`` in a folder, which is made if it is not there."""
+    """Write probes to ``probes.safetensors`` and ``probes.json`` in a folder, which is made if it is not there.
+
+    Raises
+    ------
+    InputError
+        If two probes have the same name.
+    StoreError
+        If the folder cannot be written.
+    """
     from safetensors.numpy import save
 
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    twice = [name for name, count in Counter(probe.name for probe in probes).items() if count > 1]
+    if twice:
+        raise InputError(f"two probes are named {twice[0]!r}: save probes of other labels or solvers to other folders")
     tensors = {f"{p.name}/{part}": getattr(p, part) for p in probes for part in ("weights", "bias")}
     described = [{k: v for k, v in asdict(p).items() if k not in ("weights", "bias")} for p in probes]
     write_atomically(path / TENSORS, save(tensors))
-    write_atomically(path / DESCRIPTION, json.dumps({"version": 1, "probes": described}, indent=1).encode())
+    write_atomically(path / DESCRIPTION, json.dumps({"version": VERSION, "probes": described}, indent=1).encode())
     return path
 
 
@@ -107,22 +119,30 @@ def load_probes(folder: str | os.PathLike[str]) -> list[Probe]:
     Raises
     ------
     InputError
-        If the folder holds no probes, or files that do not belong together.
+        If the folder holds no probes, or files that are damaged, of another version, or do not belong together.
     """
     from safetensors.numpy import load
 
     path = Path(folder)
     try:
         tensors = load((path / TENSORS).read_bytes())
-        described = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["probes"]
-        probes = []
-        for entry in described:
-            name = f"{entry['site']}/{entry['tokens']}/{entry['layer']}"
-            lists = {"targets": tuple(entry["targets"]), "alpha": tuple(entry["alpha"])}
-            numbers = {part: tensors[f"{name}/{part}"] for part in ("weights", "bias")}
-            probes.append(Probe(**entry | lists | numbers))
-    except FileNotFoundError as error:
+        description = json.loads((path / DESCRIPTION).read_bytes())
+        version = description["version"]
+        if version == VERSION:
+            return [_read(entry, tensors) for entry in description["probes"]]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} holds no probes: there is no {Path(error.filename).name}") from None
+    # Bytes of anyone: no list of what safetensors and JSON may raise on them is complete.
     except Exception as error:
         raise InputError(f"the probes in {path} are damaged ({error}); fit them again with `sonde probe`") from error
-    return probes
+    raise InputError(f"the probes in {path} are of version {version!r}, this sonde reads {VERSION}: fit them again")
+
+
+def _read(entry: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Probe:
+    lists = {"targets": tuple(entry["targets"]), "alpha": tuple(entry["alpha"])}
+    name = f"{entry['site']}/{entry['tokens']}/{entry['layer']}"
+    weights, bias = tensors[f"{name}/weights"], tensors[f"{name}/bias"]
+    n_targets = len(lists["targets"])
+    if weights.ndim != 2 or len(weights) != n_targets or bias.shape != (n_targets,) or len(lists["alpha"]) != n_targets:
+        raise ValueError(f"{name} has {n_targets} targets, weights {weights.shape} and bias {bias.shape}")
+    return Probe(**entry | lists, weights=weights, bias=bias)

@@ -17,6 +17,9 @@ from .splits import Split, split_groups
 
 log = logging.getLogger(__name__)
 
+ALL = "all"
+"""Name of all targets together in the results."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
@@ -59,7 +62,8 @@ class Problem:
         StoreError
             If there are no such labels.
         InputError
-            If no sample can be used, there is one class only, or too few groups.
+            If no sample can be used, there is one class only, a class is in too few groups, there are too few
+            groups, or a target has the name ``all``.
         """
         labels = store.labels(name)
         groups = store.groups
@@ -91,6 +95,10 @@ class Problem:
 def _columns(labels: Labels) -> tuple[NDArray[np.float64], list[str]]:
     if labels.kind == "multiclass":
         return np.eye(len(labels.names))[np.maximum(labels.values, 0)], list(labels.names)
+    if ALL in labels.names:
+        raise InputError(
+            f"labels {labels.name!r}: {ALL!r} stands for all targets together, no target can have its name"
+        )
     values = labels.values.astype(np.float64)
     return (values, list(labels.names)) if values.ndim == 2 else (values[:, None], [labels.name])
 
@@ -98,29 +106,47 @@ def _columns(labels: Labels) -> tuple[NDArray[np.float64], list[str]]:
 def _usable(
     labels: Labels, y: NDArray[np.float64], targets: list[str], split: Split
 ) -> tuple[NDArray[np.bool_], dict[str, str]]:
-    """Find the columns that vary in every training part; a multi-class question is kept or refused as a whole."""
+    """Find the columns that vary in every training part; classes of one question are kept or refused as a whole."""
+    used = (split.folds >= 0) | split.test
     training = [y[(split.folds >= 0) & (split.folds != fold)] for fold in range(split.n_folds)]
     varies: NDArray[np.bool_] = np.all([np.ptp(part, axis=0) > 0 for part in training], axis=0)
-    constant = [name for name, fine in zip(targets, varies, strict=True) if not fine]
     if labels.kind == "multiclass":
-        present: NDArray[np.bool_] = np.any(y[(split.folds >= 0) | split.test], axis=0)
-        if present.sum() < 2:
-            raise InputError(f"labels {labels.name!r} have one class only: a probe needs two or more")
-        rare = [name for name, fine, there in zip(targets, varies, present, strict=True) if there and not fine]
-        if rare:
-            raise InputError(
-                f"labels {labels.name!r}: the class {rare[0]!r} is missing from a training part: it is in too few "
-                "groups; merge it with another, leave its samples out, or use fewer folds"
-            )
+        present: NDArray[np.bool_] = np.any(y[used], axis=0)
+        _ensure_classes(labels.name, [name for name, there in zip(targets, present, strict=True) if there])
+        _ensure_common(labels.name, [name for name, fine in zip(targets, varies | ~present, strict=True) if not fine])
         return present, {name: "no sample has it" for name, there in zip(targets, present, strict=True) if not there}
-    if not varies.any():
-        what = "one value only" if labels.kind == "regression" else "one class only in a training part"
-        raise InputError(f"labels {labels.name!r} have {what}: a probe needs both; add samples or use fewer folds")
-    left_out = dict.fromkeys(constant, "positives or negatives are missing from a training part")
+    if labels.kind == "binary":
+        _ensure_classes(labels.name, [str(int(value)) for value in np.unique(y[used])])
+        constant = [part[0, 0] for part in training if np.ptp(part) == 0]
+        _ensure_common(labels.name, [str(int(1 - value)) for value in constant])
+    elif not varies.any():
+        what = "one value only" if labels.kind == "regression" else "no target with both positives and negatives"
+        raise InputError(
+            f"labels {labels.name!r} have {what} in a training part: add samples, use fewer folds, or other labels"
+        )
+    why = "positives or negatives are missing from a training part"
+    left_out = {name: why for name, fine in zip(targets, varies, strict=True) if not fine}
     if left_out:
-        log.warning("labels %r: %d targets are left out, such as %r: %s", labels.name, len(left_out), *_first(left_out))
+        first = next(iter(left_out))
+        log.warning(
+            "labels %r: %d of %d targets are left out, such as %r: %s",
+            labels.name,
+            len(left_out),
+            len(targets),
+            first,
+            why,
+        )
     return varies, left_out
 
 
-def _first(items: dict[str, str]) -> tuple[str, str]:
-    return next(iter(items.items()))
+def _ensure_classes(name: str, present: Sequence[str]) -> None:
+    if len(present) < 2:
+        raise InputError(f"labels {name!r} have one class only, {present[0]!r}: a probe needs two or more")
+
+
+def _ensure_common(name: str, rare: Sequence[str]) -> None:
+    if rare:
+        raise InputError(
+            f"labels {name!r}: the class {rare[0]!r} is missing from a training part: it is in too few groups; "
+            "merge it with another, leave its samples out, or use fewer folds"
+        )

@@ -1,54 +1,36 @@
-"""Probing a store: every chosen layer as one Dask task, then one table."""
+"""Probing a store: every chosen layer as a task of its own, then one table."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sonde.errors import InputError, StoreError
-from sonde.store import ArraySpec, Store, versions
+from sonde.errors import StoreError
+from sonde.store import Store, versions
 
 from .bootstrap import cluster_weights, paired_difference
-from .evaluate import ALL, Evaluation, evaluate
-from .fit import Fit, Solver, fit_layer
+from .evaluate import Evaluation, evaluate
+from .fit import ALPHAS, Solver, ensure_solvable
+from .layers import LayerTask, ProbedLayer, layer_tasks
 from .metrics import PRIMARY, higher_is_better
-from .probe import Probe, save_probes
-from .problem import Problem
+from .probe import save_probes
+from .problem import ALL, Problem
 from .results import BASELINE, Results
+from .ridge import alpha_array
+from .schedule import run_tasks
 from .tables import COLUMNS, COMPARISON_COLUMNS, write_atomically
 
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One layer to be probed."""
-
-    url: str
-    spec: ArraySpec
-    layer: int
-
-    def run(
-        self, problem: Problem, draws: NDArray[Any], solver: Solver, alphas: Any, device: str | None
-    ) -> tuple[_Task, Fit, Evaluation]:
-        rows = Store.open(self.url).layer(self.spec.site, self.spec.tokens, self.layer)
-        fit = fit_layer(rows, problem, solver, alphas, device)
-        evaluation = evaluate(
-            problem,
-            fit.scores,
-            draws,
-            probabilities=solver == "logistic",
-            alpha=fit.alpha,
-            converged=fit.converged,
-        )
-        return self, fit, evaluation
+log = logging.getLogger(__name__)
 
 
 def probe(
@@ -96,7 +78,8 @@ def probe(
     scheduler
         Address of a Dask scheduler, ``tcp://…``; its workers must see the store at the same place.
     workers
-        Local worker processes; left out, threads of this process.
+        Local worker processes; left out, threads of this process. A script must ask for them under
+        ``if __name__ == "__main__":``, as for all processes of Python.
     out
         Folder for ``results.parquet``, ``comparisons.parquet``, ``scores.parquet`` and the probes; must not exist.
     on_progress
@@ -111,128 +94,102 @@ def probe(
     StoreError
         If the store is not complete or lacks what is asked for, or ``out`` exists.
     InputError
-        If an option, the labels or the activations cannot be used.
+        If an option, the labels or the activations cannot be used, or no scheduler answers.
+    ProbeError
+        If worker processes keep dying.
     """
     store = store if isinstance(store, Store) else Store.open(store)
-    if solver not in get_args(Solver):
-        raise InputError(f"unknown solver {solver!r}: there are {', '.join(get_args(Solver))}")
-    if out is not None and Path(out).exists():
-        raise StoreError(f"{out} exists already; choose another --out")
-    tasks = _tasks(store, sites, tokens, layers)
-    if not tasks:
-        raise StoreError(f"{store.location} has no activations of these sites, tokens and layers together")
+    tasks = layer_tasks(store, sites, tokens, layers)
     if not store.complete:
         raise StoreError(
             f"{store.location} is not finished: {len(store.missing)} of {len(store.ranges)} ranges are missing; "
             "finish it with `sonde extract --resume`"
         )
     problem = Problem.of(store, labels, test_size=test_size, n_folds=n_folds, seed=seed)
-    if solver == "logistic" and problem.kind == "regression":
-        raise InputError(f"labels {labels!r} are numbers: logistic probes need classes; use the solver ridge")
-    draws = cluster_weights(store.groups[problem.split.test].tolist(), n_draws, seed)
-    done: list[tuple[_Task, Fit, Evaluation]] = []
-    for result in _compute(tasks, (problem, draws, solver, alphas, device), scheduler, workers):
-        done.append(result)
-        if on_progress is not None:
-            on_progress(len(done), len(tasks))
-    order = {task: i for i, task in enumerate(tasks)}
-    done.sort(key=lambda result: order[result[0]])
-    results = _table(store, problem, draws, done, solver, seed)
-    if out is not None:
-        folder = Path(out)
-        results.save(folder)
-        save_probes(folder, [_probe(problem, solver, task, fit) for task, fit, _ in done])
-        _save_scores(folder, store, problem, done)
+    ensure_solvable(problem, solver)
+    penalties = ALPHAS[solver] if alphas is None else alpha_array(alphas)
+    draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
+    # The folder comes first: hours of probing must not end at one that cannot be made.
+    folder: AbstractContextManager[Path | None] = nullcontext() if out is None else _new_folder(Path(out))
+    with folder as path:
+        done: list[ProbedLayer] = []
+        shared = (problem, draws, solver, penalties, device)
+        for probed in run_tasks(LayerTask.run, tasks, shared, scheduler=scheduler, workers=workers):
+            done.append(probed)
+            if on_progress is not None:
+                on_progress(len(done), len(tasks))
+        order = {(task.spec.name, task.layer): i for i, task in enumerate(tasks)}
+        done.sort(key=lambda probed: order[probed.spec.name, probed.probe.layer])
+        _warn_of_edges(done, penalties, int((problem.split.folds >= 0).sum()))
+        results = _table(store, problem, draws, done, solver, penalties, seed)
+        if path is not None:
+            save_probes(path, [probed.probe for probed in done])
+            _save_scores(path, problem, store.ids, done)
+            # The results come last: a folder that has them is complete.
+            results.save(path)
     return results
 
 
-def _tasks(
-    store: Store, sites: Sequence[str] | None, tokens: Sequence[str] | None, layers: Sequence[int] | None
-) -> list[_Task]:
-    for name, asked, there in (
-        ("site", sites, {a.site for a in store.arrays}),
-        ("tokens", tokens, {a.tokens for a in store.arrays}),
-        ("layer", layers, {layer for a in store.arrays for layer in a.layers}),
-    ):
-        unknown = [value for value in asked or () if value not in there]
-        if unknown:
-            raise StoreError(f"{store.location} has no {name} {unknown[0]!r}: it has {sorted(there)}")
-    return [
-        _Task(str(store.location), spec, layer)
-        for spec in store.arrays
-        if (sites is None or spec.site in sites) and (tokens is None or spec.tokens in tokens)
-        for layer in spec.layers
-        if layers is None or layer in layers
-    ]
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder, and remove it again if nothing came to be in it before an error."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise StoreError(f"{path} exists already; choose another --out") from None
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {path} ({error.strerror}); choose another --out") from error
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):
+            path.rmdir()
+        raise
 
 
-def _compute(
-    tasks: Sequence[_Task], arguments: tuple[Any, ...], scheduler: str | None, workers: int | None
-) -> Iterator[tuple[_Task, Fit, Evaluation]]:
-    """Run the tasks on threads, local processes or a cluster, and give out what is done."""
-    if scheduler is None and workers is None:
-        yield from _on_threads(tasks, arguments)
+def _warn_of_edges(done: Sequence[ProbedLayer], alphas: NDArray[np.float64], n_train: int) -> None:
+    """Say once how many layers chose a penalty beyond which a better one may lie."""
+    if alphas.size < 2:
         return
-    import distributed
-
-    with ExitStack() as stack:
-        if scheduler is None:
-            cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
-        else:
-            try:
-                client = stack.enter_context(distributed.Client(scheduler, timeout="10s"))
-            except (OSError, ValueError) as error:
-                raise InputError(f"no Dask scheduler answers at {scheduler!r} ({error}); check --scheduler") from error
-        shared = client.scatter(list(arguments), broadcast=True)
-        for future in distributed.as_completed([client.submit(_Task.run, task, *shared) for task in tasks]):
-            yield future.result()
-
-
-def _on_threads(tasks: Sequence[_Task], arguments: tuple[Any, ...]) -> Iterator[tuple[_Task, Fit, Evaluation]]:
-    from dask.base import compute
-    from dask.delayed import delayed
-    from threadpoolctl import threadpool_limits
-
-    n_cores = os.cpu_count() or 1
-    n_threads = min(len(tasks), n_cores)
-    # One layer per core: BLAS threads of their own would fight over the cores.
-    with threadpool_limits(n_cores // n_threads):
-        for start in range(0, len(tasks), 4 * n_threads):
-            some = [delayed(_Task.run)(task, *arguments) for task in tasks[start : start + 4 * n_threads]]
-            yield from compute(*some, scheduler="threads", num_workers=n_threads)
+    edges = {"weakest": alphas.min()}
+    # Standardised columns have sums of squares of n: a penalty above that leaves little of any probe, and to choose it
+    # says that there is nothing to learn.
+    if alphas.max() < n_train:
+        edges["strongest"] = alphas.max()
+    for name, edge in edges.items():
+        n_layers = sum(edge in probed.probe.alpha for probed in done)
+        if n_layers:
+            log.warning(
+                "%d of %d layers chose the %s penalty, alpha %g: beyond it may be a better one; widen the alphas",
+                n_layers,
+                len(done),
+                name,
+                edge,
+            )
 
 
 def _table(
     store: Store,
     problem: Problem,
     draws: NDArray[Any],
-    done: Sequence[tuple[_Task, Fit, Evaluation]],
+    done: Sequence[ProbedLayer],
     solver: str,
+    alphas: NDArray[np.float64],
     seed: int,
 ) -> Results:
-    model, name = str(store.schema.model.get("name")), store.location.root.name
-    common = {
-        "model": model,
-        "store": name,
-        "labels": problem.labels,
-        "split_hash": problem.split.hash,
-        "seed": seed,
-    }
+    model, name, primary = str(store.schema.model.get("name")), store.location.root.name, PRIMARY[problem.kind]
+    origin = {"model": model, "store": name, "labels": problem.labels}
+    common = origin | {"split_hash": problem.split.hash, "seed": seed}
     records = [
-        common | {"site": t.spec.site, "tokens": t.spec.tokens, "layer": t.layer, "solver": solver} | record
-        for t, _, evaluation in done
-        for record in evaluation.records
+        common | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer, "solver": solver} | record
+        for p in done
+        for record in p.evaluation.records
     ]
     constant = np.tile(problem.prior(), (len(problem.y), 1))
     baseline = evaluate(problem, constant, draws, probabilities=problem.kind != "regression", cross_validated=False)
     where = {"site": "", "tokens": "", "layer": -1, "solver": BASELINE}
     records += [common | where | record for record in baseline.records]
-    primary = PRIMARY[problem.kind]
-    comparisons = [
-        {"model": model, "store": name, "labels": problem.labels, "solver": solver, "metric": primary} | row
-        for row in _comparisons(done, primary)
-    ]
+    comparisons = [origin | {"solver": solver, "metric": primary} | row for row in _comparisons(done, primary)]
     provenance = {
         "model": model,
         "weights": store.schema.model.get("weights", "pretrained"),
@@ -242,6 +199,7 @@ def _table(
         "primary": {problem.labels: primary},
         "kind": problem.kind,
         "solver": solver,
+        "alphas": alphas.tolist(),
         "seed": seed,
         "n_folds": problem.split.n_folds,
         "n_draws": len(draws),
@@ -266,31 +224,30 @@ def _table(
     )
 
 
-def _comparisons(done: Sequence[tuple[_Task, Fit, Evaluation]], metric: str) -> Iterator[dict[str, Any]]:
+def _comparisons(done: Sequence[ProbedLayer], metric: str) -> Iterator[dict[str, Any]]:
     """Compare the best layer, chosen by cross-validation, with the last one on the same bootstrap draws."""
     sign = 1 if higher_is_better(metric) else -1
-    curves: dict[ArraySpec, list[tuple[_Task, Evaluation]]] = {}
-    for task, _, evaluation in done:
-        curves.setdefault(task.spec, []).append((task, evaluation))
-    for spec, curve in curves.items():
+    curves: dict[str, list[ProbedLayer]] = {}
+    for probed in done:
+        curves.setdefault(probed.spec.name, []).append(probed)
+    for curve in curves.values():
         if len(curve) < 2:
             continue
-        best_task, best = max(curve, key=lambda entry: sign * _value(entry[1], metric, "cv"))
-        top_task, top = curve[-1]
-        values = _value(best, metric, "test"), _value(top, metric, "test")
-        difference = paired_difference(*values, best.draws, top.draws)
-        yield (
-            {
-                "site": spec.site,
-                "tokens": spec.tokens,
-                "best_layer": best_task.layer,
-                "top_layer": top_task.layer,
-                "best": values[0],
-                "top": values[1],
-            }
-            | {key: float(value) for key, value in asdict(difference).items() if key != "value"}
-            | {"difference": float(difference.value)}
-        )
+        best = max(curve, key=lambda probed: sign * _value(probed.evaluation, metric, "cv"))
+        top = curve[-1]
+        values = _value(best.evaluation, metric, "test"), _value(top.evaluation, metric, "test")
+        difference = paired_difference(*values, best.evaluation.draws, top.evaluation.draws)
+        yield {
+            "site": top.spec.site,
+            "tokens": top.spec.tokens,
+            "best_layer": best.probe.layer,
+            "top_layer": top.probe.layer,
+            "best": values[0],
+            "top": values[1],
+            "difference": float(difference.value),
+            "low": float(difference.low),
+            "high": float(difference.high),
+        }
 
 
 def _value(evaluation: Evaluation, metric: str, split: str) -> float:
@@ -298,37 +255,26 @@ def _value(evaluation: Evaluation, metric: str, split: str) -> float:
     return next(float(r["value"]) for r in evaluation.records if (r["metric"], r["target"], r["split"]) == wanted)
 
 
-def _probe(problem: Problem, solver: str, task: _Task, fit: Fit) -> Probe:
-    return Probe(
-        site=task.spec.site,
-        tokens=task.spec.tokens,
-        layer=task.layer,
-        labels=problem.labels,
-        solver=solver,
-        kind=problem.kind,
-        targets=problem.targets,
-        weights=fit.weights,
-        bias=fit.bias,
-        alpha=tuple(fit.alpha.tolist()),
-    )
+def _save_scores(folder: Path, problem: Problem, ids: NDArray[np.str_], done: Sequence[ProbedLayer]) -> None:
+    """Write raw test scores, a row per layer, sample and target, to ``scores.parquet``, a row group per layer."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-
-def _save_scores(folder: Path, store: Store, problem: Problem, done: Sequence[tuple[_Task, Fit, Evaluation]]) -> None:
-    """Write raw test scores, a row per layer, sample and target, to ``scores.parquet``."""
-    test, targets = problem.split.test, list(problem.targets)
-    ids = store.ids[test]
-    tables = [
-        pd.DataFrame(
-            {
-                "site": task.spec.site,
-                "tokens": task.spec.tokens,
-                "layer": task.layer,
-                "id": np.repeat(ids, len(targets)),
-                "target": np.tile(targets, len(ids)),
-                "truth": problem.y[test].reshape(-1),
-                "score": fit.scores[test].reshape(-1),
-            }
-        )
-        for task, fit, _ in done
-    ]
-    write_atomically(folder / "scores.parquet", pd.concat(tables, ignore_index=True).to_parquet(index=False))
+    test, n_targets = problem.split.test, len(problem.targets)
+    row = np.repeat(np.arange(int(test.sum())), n_targets)
+    shared = {
+        "id": pa.array(ids[test].tolist()).take(pa.array(row)),
+        "target": pa.array(problem.targets).take(pa.array(np.arange(row.size) % n_targets)),
+        "truth": problem.y[test].reshape(-1),
+    }
+    buffer = BytesIO()
+    writer: pq.ParquetWriter | None = None
+    for probed in done:
+        where = {"site": probed.spec.site, "tokens": probed.spec.tokens, "layer": probed.probe.layer}
+        columns = {name: pa.repeat(value, row.size) for name, value in where.items()}
+        table = pa.table(columns | shared | {"score": probed.scores.reshape(-1)})
+        writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None, "there is at least one task"
+    writer.close()
+    write_atomically(folder / "scores.parquet", buffer.getvalue())

@@ -237,7 +237,7 @@ class Store:
             raise StoreError(f"{self.location} has labels {labels.name!r} already; replace them with --overwrite")
         metadata.write_labels(self.location, labels)
 
-    def add_labels(
+    def join_labels(
         self,
         name: str,
         ids: Sequence[str],
@@ -245,17 +245,14 @@ class Store:
         *,
         kind: Kind | None = None,
         ignore_unknown: bool = False,
-        overwrite: bool = False,
     ) -> Labels:
-        """Join values to the samples by id and put them into the store; samples without a value are masked.
+        """Align values to the samples by id, without writing them; samples without a value are masked.
 
         Raises
         ------
         InputError
             If there are more or fewer ids than values, an id is given twice, or is not in the store and
             ``ignore_unknown`` is not set.
-        StoreError
-            If labels of this name are there and ``overwrite`` is not set.
         """
         if len(ids) != len(values):
             raise InputError(f"labels {name!r}: {len(ids)} sample ids, but {len(values)} values")
@@ -270,7 +267,28 @@ class Store:
                 f"labels {name!r}: {len(unknown)} ids are not in the store, the first is {unknown[0]!r}; "
                 "correct them or pass --ignore-unknown"
             )
-        labels = Labels.from_column(name, [table.get(i) for i in self.ids.tolist()], kind=kind)
+        return Labels.from_column(name, [table.get(i) for i in self.ids.tolist()], kind=kind)
+
+    def add_labels(
+        self,
+        name: str,
+        ids: Sequence[str],
+        values: Sequence[Any],
+        *,
+        kind: Kind | None = None,
+        ignore_unknown: bool = False,
+        overwrite: bool = False,
+    ) -> Labels:
+        """Join values to the samples by id, as `join_labels` does, and put them into the store.
+
+        Raises
+        ------
+        InputError
+            If they cannot be joined.
+        StoreError
+            If labels of this name are there and ``overwrite`` is not set.
+        """
+        labels = self.join_labels(name, ids, values, kind=kind, ignore_unknown=ignore_unknown)
         self.write_labels(labels, overwrite=overwrite)
         return labels
 

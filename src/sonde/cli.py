@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import InputError, SondeError
+from .errors import InputError, SondeError, StoreError
 
 if TYPE_CHECKING:
     from .engine import Progress
@@ -51,30 +51,51 @@ class SolverName(StrEnum):
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an error is one line on stderr."""
-    logging.basicConfig(format="sonde: %(message)s", level=logging.WARNING, stream=sys.stderr)
     debug = "--debug" in arguments
     command = [argument for argument in arguments if argument != "--debug"]
+    extracting = command[:1] == ["extract"]
+    with _logging_to_stderr():
+        try:
+            code = int(app(command, standalone_mode=False) or 0)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except SondeError as error:
+            return _failed(error, str(error), debug)
+        except MemoryError as error:
+            return _failed(error, "out of memory; lower run.token_budget or run.range_size", debug)
+        except OSError as error:
+            return _failed(error, _explain_os_error(error, extracting), debug)
+        except Exception as error:
+            if type(error).__name__ == "Abort":
+                code = INTERRUPTED
+            elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
+                return _fail(_explain_usage(error), int(error.exit_code))
+            else:
+                raise
+        # typer turns Ctrl-C into this code and says nothing.
+        if code == INTERRUPTED:
+            remedy = "; what is committed stays, go on with `sonde extract --resume`" if extracting else ""
+            return _fail(f"interrupted{remedy}", code)
+        return code
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is at the moment: a progress bar puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    """Show the warnings of sonde, and of no other package, as lines on stderr."""
+    logger, handler = logging.getLogger("sonde"), _Stderr()
+    handler.setFormatter(logging.Formatter("sonde: %(message)s"))
+    logger.addHandler(handler)
     try:
-        code = app(command, standalone_mode=False)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what is committed stays, go on with `sonde extract --resume`", INTERRUPTED)
-    except typer.Exit as stop:
-        return stop.exit_code
-    except SondeError as error:
-        return _failed(error, str(error), debug)
-    except MemoryError as error:
-        return _failed(error, "out of memory; lower run.token_budget or run.range_size", debug)
-    except OSError as error:
-        return _failed(error, _explain_os_error(error), debug)
-    except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            context = getattr(error, "ctx", None)
-            usage = f"; see `{context.command_path} --help`" if context is not None else ""
-            return _fail(f"{error.format_message()}{usage}", int(error.exit_code))
-        if type(error).__name__ == "Abort":
-            return _fail("interrupted", INTERRUPTED)
-        raise
-    return int(code or 0)
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _failed(error: Exception, message: str, debug: bool) -> int:
@@ -84,16 +105,31 @@ def _failed(error: Exception, message: str, debug: bool) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"sonde: {message}", file=sys.stderr)
+    if message:
+        print(f"sonde: {message}", file=sys.stderr)
     return code
 
 
-def _explain_os_error(error: OSError) -> str:
+def _explain_usage(error: Any) -> str:
+    message = str(error.format_message()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError" or context is None:
+        return message
+    return f"{message}; see `{context.command_path} --help`"
+
+
+def _explain_os_error(error: OSError, extracting: bool) -> str:
     import errno
 
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; make room and go on with --resume: what is committed stays"
+    full = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "your share of the disk is used up",
+        errno.EFBIG: "no file may grow this large here (ulimit -f)",
+    }.get(error.errno or 0)
+    if full is not None:
+        remedy = "go on with --resume: what is committed stays" if extracting else "try again"
+        return f"{full}{where}; make room and {remedy}"
     if error.errno == errno.EROFS or isinstance(error, PermissionError):
         return f"{error.strerror}{where}; choose another --out"
     return f"{error.strerror or error}{where}"
@@ -224,7 +260,9 @@ def probe(
 @labels_app.command("add")
 def labels_add(
     store: StorePath,
-    file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSONL of `id` and label columns.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Parquet, CSV or JSONL of `id` and label columns.", show_default=False)
+    ],
     ignore_unknown: Annotated[bool, typer.Option("--ignore-unknown", help="Pass over ids not in the store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace labels of the same name.")] = False,
     as_json: Json = False,
@@ -238,18 +276,21 @@ def labels_add(
     columns = list(dict.fromkeys(name for row in rows for name in row.cells))
     if "id" not in columns or columns == ["id"]:
         raise InputError(f"{file} needs a column 'id' and one or more of labels: it has {', '.join(columns)}")
-    ids = [str(row.cells.get("id")) for row in rows]
+    nameless = next((row for row in rows if row.cells.get("id") in (None, "")), None)
+    if nameless is not None:
+        raise InputError(f"{nameless.place}: the row has no id: say which sample it is about")
+    names = [name for name in columns if name != "id"]
+    there = [name for name in names if name in opened.label_names]
+    if there and not overwrite:
+        raise StoreError(f"{opened.location} has labels {there[0]!r} already; replace them with --overwrite")
+    ids = [str(row.cells["id"]) for row in rows]
+    # Every column is joined before the first is written: a mistake in the last leaves the store as it was.
     added = [
-        opened.add_labels(
-            name,
-            ids,
-            [row.cells.get(name) for row in rows],
-            ignore_unknown=ignore_unknown,
-            overwrite=overwrite,
-        )
-        for name in columns
-        if name != "id"
+        opened.join_labels(name, ids, [row.cells.get(name) for row in rows], ignore_unknown=ignore_unknown)
+        for name in names
     ]
+    for labels in added:
+        opened.write_labels(labels, overwrite=overwrite)
     report = {
         labels.name: {
             "kind": labels.kind,
@@ -337,10 +378,10 @@ def _console(*, stderr: bool = True) -> Any:
 
 @contextmanager
 def _bar(*columns: Any) -> Iterator[Any]:
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = _console()
     with Bar(*shown, *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         yield bar

@@ -74,7 +74,7 @@ def run_demo(
             {
                 "model": {"name": str(model), "weights": "random", "seed": seed},
                 "data": section.model_dump(exclude_unset=True),
-                "capture": {"sites": ["resid_post"], "tokens": ["last", "image_mean"]},
+                "capture": {"sites": ["resid_post"], "tokens": ["last", "mean"]},
                 "run": {"out": folder / f"{name}.zarr"},
             }
         )

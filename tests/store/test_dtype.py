@@ -18,7 +18,8 @@ PATTERNS = np.arange(2**16, dtype=np.uint16)
 
 
 def every_value() -> np.ndarray[Any, Any]:
-    return PATTERNS.view(ml_dtypes.bfloat16).copy()
+    values: np.ndarray[Any, Any] = PATTERNS.view(ml_dtypes.bfloat16).copy()
+    return values
 
 
 def written(path: Path) -> zarr.Array[Any]:

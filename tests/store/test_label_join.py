@@ -121,3 +121,12 @@ def test_labels_leave_the_activations_and_commits_alone(example: Any) -> None:
         "labels/x/values/zarr.json",
         "labels/x/values/c/0",
     }
+
+
+def test_labels_can_be_joined_without_writing_them(example: Any) -> None:
+    before = example.files()
+    labels = example.store.join_labels("x", ["s9", "s0"], ["b", "a"])
+    assert labels.values.tolist() == [0] + [-1] * 8 + [1]
+    with pytest.raises(InputError, match="'s10'"):
+        example.store.join_labels("x", ["s10"], [1])
+    assert example.files() == before

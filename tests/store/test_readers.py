@@ -14,7 +14,8 @@ import zarr
 
 def bits(x: Any) -> np.ndarray[Any, Any]:
     x = np.asarray(x)
-    return x.view(f"u{x.itemsize}")
+    raw: np.ndarray[Any, Any] = x.view(f"u{x.itemsize}")
+    return raw
 
 
 def test_every_array_says_bfloat16_and_its_checksum(example: Any) -> None:

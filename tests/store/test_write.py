@@ -82,7 +82,7 @@ def test_chunks_without_their_commit_record_do_not_exist(example: Any) -> None:
 
 
 def test_a_commit_lists_every_chunk_with_its_true_length_and_checksum(example: Any) -> None:
-    listed = {}
+    listed: dict[str, dict[str, Any]] = {}
     for index in range(3):
         record = json.loads(example.record(index).read_text())
         assert record["range"] == {"index": index, "start": 4 * index, "stop": min(4 * index + 4, 10)}

@@ -1,0 +1,111 @@
+"""Where layers are probed: on threads, in local processes or on a Dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sonde.errors import InputError, ProbeError
+
+if TYPE_CHECKING:
+    import distributed
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def run_tasks(
+    function: Callable[..., R],
+    tasks: Sequence[T],
+    arguments: tuple[Any, ...],
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+) -> Iterator[R]:
+    """Give out ``function(task, *arguments)`` for every task, in the order in which they are done.
+
+    Parameters
+    ----------
+    function, tasks, arguments
+        Picklable where tasks leave this process; the arguments are sent to every worker once.
+    scheduler
+        Address of a Dask scheduler.
+    workers
+        Number of local processes. Neither: threads of this process, one per core.
+
+    Raises
+    ------
+    InputError
+        If both or no workers are asked for, or no scheduler with a worker answers within Dask's setting
+        ``distributed.comm.timeouts.connect`` (30 seconds).
+    ProbeError
+        If workers keep dying.
+    """
+    if scheduler is not None and workers is not None:
+        raise InputError(f"workers={workers} are local, the scheduler {scheduler!r} has its own: give one of the two")
+    if workers is not None and workers < 1:
+        raise InputError(f"{workers} workers cannot do anything: ask for 1 or more, or leave it out for threads")
+    if scheduler is None and workers is None:
+        yield from _on_threads(function, tasks, arguments)
+        return
+    import distributed
+
+    with ExitStack() as stack:
+        client = stack.enter_context(_local(workers, stack) if scheduler is None else _connect(scheduler))
+        [shared] = client.scatter([arguments], broadcast=True, hash=False)
+        # A task reads files: its result is not a function of its arguments alone.
+        futures = [client.submit(_unpack, function, task, shared, pure=False) for task in tasks]
+        try:
+            for future in distributed.as_completed(futures):
+                yield future.result()
+        except (distributed.KilledWorker, distributed.client.FutureCancelledError) as error:
+            raise ProbeError(
+                f"workers died while they probed ({error}): look at their logs, give them more memory, or use fewer"
+            ) from error
+
+
+def _unpack(function: Callable[..., R], task: Any, arguments: tuple[Any, ...]) -> R:
+    return function(task, *arguments)
+
+
+def _local(workers: int | None, stack: ExitStack) -> distributed.Client:
+    import distributed
+
+    # Any free port of this machine alone: without a dashboard too there is a web server, on the port of everyone.
+    web = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **web)
+    return distributed.Client(stack.enter_context(cluster))
+
+
+def _connect(scheduler: str) -> distributed.Client:
+    import dask
+    import distributed
+    from dask.utils import parse_timedelta
+
+    try:
+        client = distributed.Client(scheduler)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {scheduler!r} ({error}); check --scheduler") from error
+    try:
+        client.wait_for_workers(1, timeout=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
+    except TimeoutError as error:
+        client.close()
+        raise InputError(
+            f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker`"
+        ) from error
+    return client
+
+
+def _on_threads(function: Callable[..., R], tasks: Sequence[T], arguments: tuple[Any, ...]) -> Iterator[R]:
+    from dask.base import compute
+    from dask.delayed import delayed
+    from dask.system import CPU_COUNT
+    from threadpoolctl import threadpool_limits
+
+    n_threads = max(1, min(len(tasks), CPU_COUNT))
+    # One layer per core: BLAS threads of their own would fight over the cores.
+    with threadpool_limits(max(1, CPU_COUNT // n_threads)):
+        for start in range(0, len(tasks), 4 * n_threads):
+            some = [delayed(function)(task, *arguments) for task in tasks[start : start + 4 * n_threads]]
+            yield from compute(*some, scheduler="threads", num_workers=n_threads)

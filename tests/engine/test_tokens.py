@@ -1,0 +1,67 @@
+"""Which positions are kept, against loops in numpy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sonde.engine.tokens import SELECTORS, Selection, check_tokens
+from sonde.errors import InputError
+
+ROW = st.lists(st.booleans(), min_size=2, max_size=7).filter(lambda row: any(row) and not all(row))
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(ROW, min_size=1, max_size=4), tokens=st.permutations(SELECTORS), n=st.integers(1, len(SELECTORS)))
+def test_selection_takes_and_averages_the_positions_that_it_names(
+    rows: list[list[bool]], tokens: list[str], n: int
+) -> None:
+    import torch
+
+    wanted = tuple(tokens[:n])
+    width = max(map(len, rows))
+    valid = torch.tensor([[i < len(row) for i in range(width)] for row in rows])
+    image = torch.tensor([row + [True] * (width - len(row)) for row in rows])
+    hidden = torch.randn(len(rows), width, 3, generator=torch.Generator().manual_seed(0))
+    got = Selection.plan(wanted, valid, image)(hidden)
+    assert got.shape == (len(rows), n, 3)
+    for i, row in enumerate(rows):
+        x = hidden[i, : len(row)].numpy()
+        is_image = np.array(row)
+        expected = {
+            "last": x[-1],
+            "first": x[0],
+            "mean": x.mean(axis=0),
+            "image_mean": x[is_image].mean(axis=0),
+            "text_mean": x[~is_image].mean(axis=0),
+        }
+        for k, name in enumerate(wanted):
+            np.testing.assert_allclose(got[i, k].numpy(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_kept_position_is_a_copy_in_the_models_own_dtype() -> None:
+    import torch
+
+    valid = torch.ones((1, 3), dtype=torch.bool)
+    hidden = torch.arange(6, dtype=torch.bfloat16).reshape(1, 3, 2)
+    got = Selection.plan(("last",), valid, ~valid)(hidden)
+    hidden.zero_()
+    assert got.dtype == torch.bfloat16
+    assert got.tolist() == [[[4.0, 5.0]]]
+
+
+def test_means_of_bfloat16_are_taken_in_float32() -> None:
+    import torch
+
+    valid = torch.ones((1, 1000), dtype=torch.bool)
+    hidden = torch.full((1, 1000, 1), 1.0078125, dtype=torch.bfloat16)
+    got = Selection.plan(("mean",), valid, ~valid)(hidden)
+    assert got.item() == pytest.approx(1.0078125, rel=1e-6)
+
+
+def test_unknown_and_repeated_selectors_are_named() -> None:
+    check_tokens(SELECTORS)
+    with pytest.raises(InputError, match="unknown tokens 'lats'.*last, first, mean"):
+        check_tokens(("last", "lats"))
+    with pytest.raises(InputError, match="'mean' stand twice"):
+        check_tokens(("mean", "last", "mean"))

@@ -1,0 +1,107 @@
+"""Threads, local processes and a cluster give the same tables, and what fails there is one clear error."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import pandas as pd
+import pytest
+
+from sonde.errors import InputError, ProbeError
+from sonde.probes import Results, probe
+from sonde.probes.schedule import run_tasks
+
+CHOSEN: dict[str, Any] = {"solver": "logistic", "alphas": [1.0, 10.0], "n_draws": 20}
+
+
+@pytest.fixture(scope="module")
+def on_threads(example: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    folder = tmp_path_factory.mktemp("threads") / "out"
+    return probe(example.path, "colour", out=folder, **CHOSEN), folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[distributed.LocalCluster]:
+    """A user's own scheduler with two worker processes."""
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(host="127.0.0.1", protocol="tcp", **options) as cluster:
+        yield cluster
+
+
+def assert_same(found: Results, folder: Path, reference: tuple[Results, Path]) -> None:
+    pd.testing.assert_frame_equal(found.rows, reference[0].rows)
+    pd.testing.assert_frame_equal(found.comparisons, reference[0].comparisons)
+    scores = [pd.read_parquet(path / "scores.parquet") for path in (folder, reference[1])]
+    pd.testing.assert_frame_equal(*scores)
+    names = ("comparisons.parquet", "probes.json", "probes.safetensors", "results.parquet", "scores.parquet")
+    assert sorted(file.name for file in folder.iterdir()) == list(names)
+    for name in names[1:3]:
+        assert (folder / name).read_bytes() == (reference[1] / name).read_bytes()
+
+
+def test_local_processes_give_the_tables_of_threads(
+    example: Any, on_threads: tuple[Results, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(example.path.parent)
+    told: list[tuple[int, int]] = []
+    found = probe(
+        example.path.name, "colour", workers=2, out=tmp_path / "out", on_progress=lambda *n: told.append(n), **CHOSEN
+    )
+    assert_same(found, tmp_path / "out", on_threads)
+    assert told == [(i, 5) for i in range(1, 6)]
+
+
+def test_a_scheduler_gives_the_tables_of_threads_though_a_worker_is_killed(
+    example: Any, on_threads: tuple[Results, Path], cluster: distributed.LocalCluster, tmp_path: Path
+) -> None:
+    def kill_one(done: int, total: int) -> None:
+        if done == 1:
+            os.kill(cluster.workers[0].pid, signal.SIGKILL)
+
+    address = cluster.scheduler_address
+    found = probe(example.store, "colour", scheduler=address, out=tmp_path / "out", on_progress=kill_one, **CHOSEN)
+    assert_same(found, tmp_path / "out", on_threads)
+
+
+def test_an_error_on_a_worker_is_the_users_error(example: Any, cluster: distributed.LocalCluster) -> None:
+    with pytest.raises(InputError, match="layer 2 of resid_post/last: the device 'warp' cannot be used"):
+        probe(example.store, "size", layers=[2], scheduler=cluster.scheduler_address, device="warp")
+
+
+def test_workers_that_keep_dying_are_one_clear_error() -> None:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        pytest.raises(
+            ProbeError, match=r"workers died while they probed .*: look at their logs, give them more memory"
+        ),
+    ):
+        list(run_tasks(os._exit, [1], (), workers=1))
+
+
+def test_a_scheduler_that_does_not_answer_is_one_clear_error(example: Any, tmp_path: Path) -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": "500ms"}):
+        for address in ("tcp://127.0.0.1:1", "carrier-pigeon://loft", "nowhere"):
+            with pytest.raises(InputError, match=f"no Dask scheduler answers at '{address}' .*check --scheduler"):
+                probe(example.store, "size", scheduler=address, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_without_workers_is_one_clear_error(example: Any) -> None:
+    options = {"n_workers": 0, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "protocol": "tcp"}
+    with (
+        distributed.LocalCluster(**options) as empty,
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
+        pytest.raises(InputError, match="has no workers; start some with `dask worker`"),
+    ):
+        probe(example.store, "size", scheduler=empty.scheduler_address)
+
+
+def test_workers_are_counted_and_are_either_local_or_the_schedulers(example: Any) -> None:
+    with pytest.raises(InputError, match="0 workers cannot do anything"):
+        probe(example.store, "size", workers=0)
+    with pytest.raises(InputError, match="give one of the two"):
+        probe(example.store, "size", workers=2, scheduler="tcp://127.0.0.1:1")

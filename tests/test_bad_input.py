@@ -1,0 +1,318 @@
+"""Whatever is wrong is one line with the remedy, a code that tells, no traceback, and nothing lost."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sonde
+
+
+def assert_one_clear_line(answer: Any, *fragments: str) -> None:
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("sonde: error: ")
+    assert answer.err.count("\n") == 1
+    for fragment in fragments:
+        assert fragment in answer.err
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What `sonde extract` is given: settings, lines of a manifest, and what its error must say."""
+
+    says: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    manifest: tuple[str, ...] | None = None
+
+
+MISTAKES = {
+    "no such folder": Mistake(
+        ("there is no model folder './nowhere'", "give a folder"), settings=("model.name=./nowhere",)
+    ),
+    "a folder without a model": Mistake(("holds no model: it has no config.json",), settings=("model.name=.",)),
+    "a column is missing": Mistake(
+        ("has no column 'prompt' or 'messages'", "it has 'id', 'text'", "add the column or rename one"),
+        manifest=('{"id": "a", "text": "the cat"}',),
+    ),
+    "no samples": Mistake(("no samples in", "give at least one row"), manifest=()),
+    "an id twice": Mistake(
+        ("id 'a' is given to more than one sample",),
+        manifest=('{"id": "a", "prompt": "the cat"}', '{"id": "a", "prompt": "the dog"}'),
+    ),
+    "not JSON": Mistake(("samples.jsonl:1: not JSON",), manifest=("id,prompt",)),
+    "no manifest": Mistake(("there is no file", "nowhere.csv"), settings=("data.manifest=nowhere.csv",)),
+    "a misspelt key": Mistake(
+        ("model.dtpye is not a setting: did you mean 'dtype'?",), settings=("model.dtpye=float32",)
+    ),
+    "a misspelt section": Mistake(("modle is not a setting: did you mean 'model'?",), settings=("modle.name=x",)),
+    "a wrong value": Mistake(("run.token_budget", "got 0"), settings=("run.token_budget=0",)),
+    "a setting without a value": Mistake(("write it as section.key=value",), settings=("model.dtype",)),
+    "an unknown site": Mistake(
+        ("unknown site 'resid_pots'", "there are embed, resid_pre"), settings=('capture.sites=["resid_pots"]',)
+    ),
+    "no such layer": Mistake(("the model has layers 0 to 2",), settings=("capture.layers=[7]",)),
+    "labels without a value": Mistake(
+        ("labels 'topic': every value is missing",), manifest=('{"id": "a", "prompt": "the cat", "topic": null}',)
+    ),
+    "a prompt too long": Mistake(
+        ("sample 'a': its prompt has 70 tokens, but the model has positions for 64", "data.truncate"),
+        manifest=(json.dumps({"id": "a", "prompt": "cat " * 70}),),
+    ),
+    "an image for a model of text": Mistake(
+        ("sample 'a': ", "the model takes text only"),
+        manifest=('{"id": "a", "prompt": "the cat", "image": "cat.png"}',),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_extract_names_the_mistake(
+    study: Any, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Mistake
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    settings = list(mistake.settings)
+    if mistake.manifest is not None:
+        (tmp_path / "samples.jsonl").write_text("".join(f"{line}\n" for line in mistake.manifest))
+        settings.append("data.manifest=samples.jsonl")
+    answer = call("extract", study.config, *(part for setting in settings for part in ("--set", setting)))
+    assert_one_clear_line(answer, *mistake.says)
+    assert not list(tmp_path.glob("run.zarr/commits/0*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[model", "is not valid TOML"),
+        ("[data]\nmanifest = 's.csv'", "model is missing"),
+        ("[model]\nname = 'm'", "run.out is missing"),
+        (None, "there is no configuration"),
+    ],
+)
+def test_a_configuration_that_is_none(call: Any, tmp_path: Path, text: str | None, says: str) -> None:
+    config = tmp_path / "extract.toml"
+    if text is not None:
+        config.write_text(text)
+    assert_one_clear_line(call("extract", config), says)
+
+
+def test_an_output_that_exists_is_not_touched(study: Any, store: Path, call: Any, tree: Any, tmp_path: Path) -> None:
+    assert_one_clear_line(call("extract", study.config), "exists already; go on with it by --resume, or choose another")
+    assert tree(store) == tree(study.store)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("all I have")
+    for resume in ([], ["--resume"]):
+        for out, says in (("thesis", "exists and is not a store"), ("thesis/chapter.tex", "is a file")):
+            assert_one_clear_line(call("extract", study.config, "--out", out, *resume), says, "choose another --out")
+    assert (tmp_path / "thesis/chapter.tex").read_text() == "all I have"
+    assert len(list((tmp_path / "thesis").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("model.dtype=float32", "another dtype: 'bfloat16' there, 'float32' now"),
+        ("data.limit=8", "another n_samples: 192 there, 8 now"),
+        ('capture.tokens=["last"]', "another capture tokens"),
+        ("run.range_size=8", "begun with range_size 4, now it is 8"),
+    ],
+)
+def test_resume_refuses_another_extraction(
+    study: Any, store: Path, call: Any, tree: Any, setting: str, says: str
+) -> None:
+    (store / "commits/00000005.json").unlink()
+    before = tree(store)
+    assert_one_clear_line(call("extract", study.config, "--resume", "--set", setting), says)
+    assert tree(store) == before
+
+
+def test_what_is_no_store(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign.zarr").mkdir()
+    (tmp_path / "foreign.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,x\na,1\n")
+    cases = {
+        "nowhere.zarr": "does not exist; make a store with `sonde extract`",
+        "empty": "is not a sonde store",
+        "foreign.zarr": "is a Zarr group, but not one that sonde made",
+    }
+    for name, says in cases.items():
+        for command in (["info"], ["verify"], ["probe", "--labels", "x"], ["labels", "add"]):
+            file = [labels] if command[0] == "labels" else []
+            assert_one_clear_line(call(*command, tmp_path / name, *file), says)
+    assert_one_clear_line(call("info", "s3://bucket/run.zarr"), "stores live in local folders")
+    assert_one_clear_line(call("report", tmp_path / "empty"), "no results at", "run `sonde probe`")
+
+
+def test_labels_that_cannot_be_probed(store: Path, call: Any) -> None:
+    probe = ("probe", store, "--labels")
+    assert_one_clear_line(call(*probe, "constant"), "labels 'constant' have one class only", "needs two or more")
+    assert_one_clear_line(call(*probe, "colour"), "has no labels 'colour': it has constant, share, topic")
+    assert_one_clear_line(call(*probe, "share", "--solver", "logistic"), "labels 'share' are numbers", "solver ridge")
+    assert_one_clear_line(call(*probe, "topic", "--layer", 9), "has no layer 9: it has [0, 1, 2]")
+    assert_one_clear_line(call(*probe, "topic", "--tokens", "all"), "has no tokens 'all': it has ['last', 'mean']")
+    assert not store.with_name("run.probes").exists()
+    (store / "commits/00000005.json").unlink()
+    assert_one_clear_line(call(*probe, "topic"), "1 of 48 ranges are missing", "sonde extract --resume")
+
+
+def test_results_that_exist_are_not_touched(store: Path, call: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    answer = call("probe", store, "--labels", "topic", "--out", tmp_path / "mine")
+    assert_one_clear_line(answer, "exists already; choose another --out")
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name,x\ns0,1\n", "needs a column 'id'"),
+        ("id\ns0\n", "one or more of labels"),
+        ("id,x\n", "no samples in"),
+        ("id,x\ns0,1\ns0,2\n", "sample id 's0' is given more than once"),
+        ("id,x\ns0,1\n,2\n", "late.csv:3: the row has no id"),
+        ("id,x\ns0,1\nghost,2\n", "the first is 'ghost'; correct them or pass --ignore-unknown"),
+        ("id,../x\ns0,1\n", "cannot be the name of labels"),
+    ],
+)
+def test_labels_that_cannot_be_joined(store: Path, call: Any, tree: Any, tmp_path: Path, text: str, says: str) -> None:
+    before = tree(store)
+    (tmp_path / "late.csv").write_text(text)
+    assert_one_clear_line(call("labels", "add", store, tmp_path / "late.csv"), says)
+    assert tree(store) == before
+
+
+def test_a_broken_image_fails_the_job_or_is_skipped_and_told(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sonde.engine.demo_model import write_demo_model
+
+    monkeypatch.chdir(tmp_path)
+    write_demo_model(tmp_path / "model", ["what is it"], n_layers=2)
+    rows = []
+    for i in range(12):
+        Image.new("RGB", (96, 96), ("red", "blue")[i % 2]).save(tmp_path / f"{i}.png")
+        rows.append({"id": f"s{i}", "prompt": "what is it", "image": f"{i}.png", "red": i % 2 == 0})
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:60])
+    (tmp_path / "8.png").unlink()
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "extract.toml"
+    config.write_text(
+        '[model]\nname = "model"\nweights = "random"\n[data]\nmanifest = "samples.jsonl"\n'
+        '[run]\nout = "run.zarr"\nrange_size = 4\n'
+    )
+    assert_one_clear_line(call("extract", config), "sample 's7': the image", "7.png cannot be read")
+    assert len(sonde.open("run.zarr").commits) == 1
+    answer = call("extract", config, "--resume", "--set", "run.on_error=skip")
+    assert answer.code == 3
+    assert "2 skipped" in answer.out
+    assert "skipped row 7: sample 's7': the image" in answer.out
+    assert "sonde: skipped sample 's8': there is no image" in answer.err
+    assert "Traceback" not in answer.err
+    store = sonde.open("run.zarr")
+    assert np.flatnonzero(~store.valid).tolist() == [7, 8]
+    kept = store.layer("resid_post", "last", 1).numpy().astype(np.float32)
+    assert np.flatnonzero(np.isnan(kept).any(axis=1)).tolist() == [7, 8]
+    assert json.loads(call("info", "run.zarr", "--json").out)["skipped"] == 2
+
+
+def test_debug_shows_the_traceback(start: Any, tmp_path: Path) -> None:
+    for arguments in (["--debug", "info", "nowhere.zarr"], ["info", "nowhere.zarr", "--debug"], ["info", "nowhere.zarr"]):
+        with start(*arguments, cwd=tmp_path) as process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (1, "")
+        assert ("Traceback" in err) is ("--debug" in arguments)
+        assert "nowhere.zarr does not exist; make a store" in err
+
+
+# What stops an extraction in the middle
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a file appears that a process is about to write."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+
+
+def assert_part_is_committed(path: Path, expected: Path) -> None:
+    """A part of the ranges is committed and is what it is in the expected store; there is no other."""
+    store, whole = sonde.open(path), sonde.open(expected)
+    assert 0 < len(store.commits) < len(store.ranges)
+    assert store.verify() == []
+    for spec in store.arrays:
+        for number in spec.layers:
+            layer, same = (s.layer(spec.site, spec.tokens, number) for s in (store, whole))
+            assert all(layer.range(i).tobytes() == same.range(i).tobytes() for i in store.commits)
+
+
+def test_ctrl_c_keeps_what_is_committed_and_resume_goes_on(
+    study: Any, start: Any, call: Any, tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with start("extract", study.config, cwd=tmp_path) as process:
+        wait_for(tmp_path / "run.zarr/commits/00000003.json", process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == "sonde: interrupted; what is committed stays, go on with `sonde extract --resume`\n"
+    assert_part_is_committed(tmp_path / "run.zarr", study.store)
+    assert call("extract", study.config, "--resume").code == 0
+    assert tree(tmp_path / "run.zarr") == tree(study.store)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[tuple[Callable[[subprocess.Popen[str]], None], Callable[[], None]]]:
+    """A place that an extraction will fill: what to do when it runs, and what to do for more room.
+
+    A disk of 320 KiB; where nobody may mount one, a limit to the size of the process' files, set in the middle.
+    """
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        yield lambda process: forbid_writing(folder / "run.zarr/commits/00000003.json", process), lambda: None
+        return
+    try:
+        grow = ["mount", "-o", "remount,size=16m", str(folder)]
+        yield lambda process: None, lambda: subprocess.run(grow, check=True) and None
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def forbid_writing(when: Path, process: subprocess.Popen[str]) -> None:
+    wait_for(when, process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_a_full_disk_keeps_what_is_committed_and_resume_goes_on(
+    study: Any, start: Any, call: Any, tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk) as (fill, grow):
+        with start("extract", study.config, cwd=disk) as process:
+            fill(process)
+            out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (1, "")
+        *warnings, error = err.splitlines()
+        assert re.match("sonde: error: (the disk is full|no file may grow this large here)", error)
+        assert error.endswith("; make room and go on with --resume: what is committed stays")
+        assert all(line.startswith("sonde: the run's log could not be written") for line in warnings)
+        assert_part_is_committed(disk / "run.zarr", study.store)
+        grow()
+        monkeypatch.chdir(disk)
+        assert call("extract", study.config, "--resume").code == 0
+        assert tree(disk / "run.zarr") == tree(study.store)
+        monkeypatch.chdir(tmp_path)

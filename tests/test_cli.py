@@ -1,0 +1,284 @@
+"""The command line: every command does what it says, results on stdout, the rest on stderr, and the code tells."""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sonde
+
+COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info", "verify", "models"]
+OPTIONS = {
+    "demo": ["--out", "--fast"],
+    "extract": ["CONFIG.toml", "--out", "--set", "--resume", "--json"],
+    "probe": ["RUN.zarr", "--labels", "--solver", "--out", "--scheduler", "--workers", "--json"],
+    "labels add": ["RUN.zarr", "FILE", "--ignore-unknown", "--overwrite"],
+    "report": ["DIR", "--out"],
+    "info": ["RUN.zarr", "--json"],
+    "verify": ["RUN.zarr", "--repair", "--json"],
+}
+FAST = ["--draws", 20, "--folds", 3]
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+
+
+def test_help_and_version_of_the_real_command(start: Any) -> None:
+    with start("--help") as asked:
+        out, err = asked.communicate(timeout=60)
+    assert (asked.returncode, err) == (0, "")
+    for command in COMMANDS:
+        assert command.split()[0] in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(call: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    answer = call(*command.split(), "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert all(option in answer.out for option in ["Usage", *OPTIONS.get(command, [])])
+
+
+def test_version(call: Any) -> None:
+    assert call("--version").out == importlib.metadata.version("sonde") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["probe", "run.zarr"], "Missing option '--labels'; see `"),
+        (["info"], "Missing argument 'RUN.zarr'; see `"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["info", "--frobnicate", "run.zarr"], "No such option: --frobnicate"),
+        (["probe", "run.zarr", "--labels", "x", "--solver", "magic"], "'ridge', 'logistic'"),
+        (["labels", "frobnicate"], "No such command 'frobnicate'"),
+    ],
+)
+def test_a_wrong_call_is_one_line_on_stderr_and_code_2(call: Any, arguments: list[str], message: str) -> None:
+    answer = call(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert answer.err.startswith("sonde: ")
+    assert answer.err.count("\n") == 1
+    assert "--help`" in answer.err
+
+
+def test_no_command_at_all_is_wrong_and_shows_the_help(call: Any) -> None:
+    answer = call()
+    assert answer.code == 2
+    assert "extract" in answer.out + answer.err
+    assert "sonde: " not in answer.err
+
+
+# extract
+
+
+def test_extract_shows_progress_on_a_terminal_and_keeps_stdout_for_the_result(
+    study: Any, start: Any, tree: Any, tmp_path: Path
+) -> None:
+    terminal, inside = os.openpty()
+    with start("extract", study.config, "--json", cwd=tmp_path, stderr=inside) as process:
+        os.close(inside)
+        shown = b""
+        while True:
+            # A terminal whose other end is closed answers with EIO.
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:
+                break
+        out = process.stdout.read()
+    os.close(terminal)
+    assert process.returncode == 0
+    facts = json.loads(out)
+    assert (facts["samples"], facts["ranges"]["committed"]) == (192, 48)
+    assert b"samples/s" in shown
+    assert b"tokens/s" in shown
+    assert tree(tmp_path / "run.zarr") == tree(study.store)
+
+
+def test_out_and_set_override_the_configuration(study: Any, call: Any, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "other.zarr"
+    settings = ["model.dtype=float32", "capture.layers=[0, 2]", 'capture.tokens=["first"]', "data.limit=10"]
+    answer = call("extract", study.config, "--out", out, *(part for s in settings for part in ("--set", s)))
+    assert (answer.code, answer.err) == (0, "")
+    assert "activations: resid_post/first  [2, 10, 32] float32" in answer.out
+    store = sonde.open(out)
+    assert [(a.name, a.layers) for a in store.arrays] == [("resid_post/first", (0, 2))]
+    assert store.layer("resid_post", "first", 2).numpy().dtype == np.float32
+    assert store.schema.config["capture"]["layers"] == [0, 2]
+
+
+def test_resume_extracts_what_is_missing_and_nothing_else(study: Any, store: Path, call: Any, tree: Any) -> None:
+    for index in (3, 47):
+        (store / f"commits/{index:08d}.json").unlink()
+        flip_a_byte(store / f"activations/resid_post/last/c.1.{index}.0")
+    assert "46 of 48 ranges committed" in call("info", store).out
+    untouched = (store / "commits/00000000.json").stat().st_mtime_ns
+    assert call("extract", study.config, "--resume").code == 0
+    assert tree(store) == tree(study.store)
+    assert (store / "commits/00000000.json").stat().st_mtime_ns == untouched
+    # A finished store has nothing to resume, and that is no mistake.
+    assert call("extract", study.config, "--resume").code == 0
+
+
+def test_resume_of_nothing_begins(study: Any, call: Any, tmp_path: Path) -> None:
+    assert call("extract", study.config, "--resume", "--out", tmp_path / "new.zarr", "--set", "data.limit=4").code == 0
+
+
+# probe
+
+
+@pytest.mark.parametrize("solver", ["ridge", "logistic"])
+def test_probe_writes_beside_the_store_and_finds_what_is_there(store: Path, call: Any, solver: str) -> None:
+    answer = call("probe", store, "--labels", "topic", "--solver", solver, *FAST)
+    folder = store.with_name("run.probes") / f"topic-{solver}"
+    assert answer.code == 0
+    assert answer.out.endswith(f"results: {folder}\n")
+    rows = pd.read_parquet(folder / "results.parquet")
+    curves = rows[(rows["solver"] == solver) & (rows["target"] == "all") & (rows["split"] == "test")]
+    for tokens in ("last", "mean"):
+        curve = curves[(curves["tokens"] == tokens) & (curves["metric"] == "accuracy")]
+        assert curve["layer"].tolist() == [0, 1, 2]
+        # The topic is in every word but one: a probe that reads the store's rows in order cannot miss it.
+        assert curve["value"].min() > 0.9
+    assert len(sonde.load_probes(folder)) == 6
+
+
+def test_probe_out_selection_and_json(store: Path, call: Any, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "results"
+    chosen = ["--tokens", "last", "--layer", 0, "--layer", 2, "--site", "resid_post"]
+    answer = call("probe", store, "--labels", "share", *chosen, *FAST, "--out", out, "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    assert found["results"] == str(out)
+    assert [(line["tokens"], line["top_layer"]) for line in found["summary"]] == [("last", 2)]
+    rows = pd.read_parquet(out / "results.parquet")
+    assert set(rows.loc[rows["solver"] == "ridge", "layer"]) == {0, 2}
+
+
+# labels
+
+SUFFIXES: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    "csv": lambda table, path: table.to_csv(path, index=False),
+    "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
+    "parquet": lambda table, path: table.to_parquet(path, index=False),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_labels_are_added_from_a_table_and_probed(store: Path, call: Any, tmp_path: Path, suffix: str) -> None:
+    opened = sonde.open(store)
+    truth = np.array(opened.labels("topic").names)[opened.labels("topic").values]
+    table = pd.DataFrame({"id": opened.ids, "kind": truth, "tool": (truth == "tool").astype(int)})
+    # Shuffled and not all: rows find their samples by id.
+    table = table.drop(index=[0, 5]).sample(frac=1, random_state=0)
+    SUFFIXES[suffix](table, tmp_path / f"late.{suffix}")
+    answer = call("labels", "add", store, tmp_path / f"late.{suffix}")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.splitlines() == [
+        "kind: multiclass, 190 samples labelled, 2 without a label",
+        "tool: binary, 190 samples labelled, 2 without a label",
+    ]
+    added = sonde.open(store).labels("tool")
+    assert np.flatnonzero(~added.present).tolist() == [0, 5]
+    assert np.array_equal(added.values[added.present], (truth == "tool")[added.present])
+    probed = call("probe", store, "--labels", "kind", *FAST, "--layer", 0, "--tokens", "last", "--json")
+    assert json.loads(probed.out)["summary"][0]["best"] > 0.9
+
+
+def test_unknown_ids_are_refused_unless_they_are_to_be_ignored(store: Path, call: Any, tmp_path: Path) -> None:
+    file = tmp_path / "late.csv"
+    file.write_text("id,late\ns0,1\ns1,0\nnobody,1\n")
+    answer = call("labels", "add", store, file)
+    assert answer.code == 1
+    assert "1 ids are not in the store, the first is 'nobody'; correct them or pass --ignore-unknown" in answer.err
+    assert "late" not in sonde.open(store).label_names
+    answer = call("labels", "add", store, file, "--ignore-unknown", "--json")
+    assert json.loads(answer.out) == {"late": {"kind": "binary", "labelled": 2, "missing": 190}}
+
+
+def test_labels_are_replaced_only_on_demand(store: Path, call: Any, tmp_path: Path) -> None:
+    file = tmp_path / "late.csv"
+    file.write_text("id,topic\ns0,sun\ns1,moon\n")
+    answer = call("labels", "add", store, file)
+    assert answer.code == 1
+    assert "has labels 'topic' already; replace them with --overwrite" in answer.err
+    assert sonde.open(store).labels("topic").names == ("animal", "tool")
+    assert call("labels", "add", store, file, "--overwrite").code == 0
+    assert sonde.open(store).labels("topic").names == ("moon", "sun")
+
+
+@pytest.mark.parametrize("second", ["", "topic"], ids=["a column without values", "a column that is there"])
+def test_labels_of_a_file_are_added_all_or_none(store: Path, call: Any, tmp_path: Path, second: str) -> None:
+    file = tmp_path / "late.csv"
+    file.write_text(f"id,fine,{second or 'empty'}\ns0,1,\ns1,0,{second}\n")
+    assert call("labels", "add", store, file).code == 1
+    assert "fine" not in sonde.open(store).label_names
+
+
+# report, info, verify, models
+
+
+def test_report_of_two_results(store: Path, call: Any, tmp_path: Path) -> None:
+    for labels in ("topic", "share"):
+        assert call("probe", store, "--labels", labels, *FAST, "--tokens", "last").code == 0
+    answer = call("report", "run.probes/topic-ridge", "run.probes/share-ridge", "--out", tmp_path / "page.html")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out == f"{tmp_path / 'page.html'}\n"
+    page = (tmp_path / "page.html").read_text()
+    assert "topic" in page
+    assert "share" in page
+    assert (tmp_path / "layer_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_says_what_is_there(study: Any, store: Path, call: Any) -> None:
+    facts = json.loads(call("info", store, "--json").out)
+    assert facts["store"] == str(store)
+    assert (facts["samples"], facts["skipped"], facts["nonfinite"]) == (192, 0, 0)
+    assert facts["ranges"] == {"committed": 48, "planned": 48, "size": 4}
+    assert facts["arrays"]["resid_post/mean"] == {"layers": [0, 1, 2], "hidden": 32, "dtype": "bfloat16"}
+    assert facts["labels"] == {"constant": "multiclass", "share": "regression", "topic": "multiclass"}
+    assert facts["model"]["name"] == str(study.model)
+    chunks = list(store.glob("activations/resid_post/*/c.*"))
+    assert facts["bytes"] == sum(chunk.stat().st_size for chunk in chunks)
+    people = call("info", store).out
+    assert "complete" in people
+    assert "activations: resid_post/last  [3, 192, 32] bfloat16" in people
+
+
+def test_verify_finds_damage_marks_it_and_resume_refills_it(study: Any, store: Path, call: Any, tree: Any) -> None:
+    sound = call("verify", store)
+    assert (sound.code, sound.out, sound.err) == (0, "0 of 48 ranges damaged\n", "")
+    flip_a_byte(store / "activations/resid_post/mean/c.2.7.0")
+    (store / "activations/resid_post/last/c.0.9.0").unlink()
+    found = call("verify", store)
+    assert found.code == 1
+    assert "range 7 of layer 2 of resid_post/mean" in found.out
+    assert "range 9 of layer 0 of resid_post/last" in found.out
+    assert "2 of 48 ranges damaged; run `sonde verify --repair` to mark them" in found.out
+    assert [d["range"] for d in json.loads(call("verify", store, "--json").out)["damaged"]] == [7, 9]
+    assert call("verify", store, "--repair").code == 0
+    assert "46 of 48 ranges committed" in call("info", store).out
+    assert call("extract", study.config, "--resume").code == 0
+    assert call("verify", store).code == 0
+    assert tree(store) == tree(study.store)
+
+
+def test_models_lists_every_family_that_is_tested(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sonde.engine.families import FAMILIES
+
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = json.loads(call("models", "--json").out)
+    assert [family["family"] for family in listed] == [family.name for family in FAMILIES]
+    assert all(family["takes"] and family["verified"] for family in listed)
+    shown = call("models").out
+    assert all(f"{family.name} " in shown for family in FAMILIES)
