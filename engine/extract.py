@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sonde.errors import InputError, StoreError
+from sonde.errors import InputError, ModelError, StoreError
 from sonde.store import Commit, Labels, Range, Schema, Store, as_numpy, ensure_vacant, locate, plan_range_size
 
 from .batches import Batch, collate, split
@@ -191,15 +191,24 @@ class _Run:
     def _forward(self, samples: Sequence[Encoded], range_: Range, buffers: Mapping[str, NDArray[Any]]) -> None:
         import torch
 
-        try:
+        padded = len(samples) * max(sample.length for sample in samples)
+        states = None
+        if len(samples) == 1 or padded <= self._token_budget:
             batch = collate(samples, self._encoder.pad_token_id)
-            states = run_batch(self._model, self._recorder, self._capture, batch)
-        except torch.cuda.OutOfMemoryError:
-            if len(samples) == 1:
-                raise
-            torch.cuda.empty_cache()
-            self._token_budget //= 2
-            log.warning("out of memory with %d samples in a batch: doing it again in halves", len(samples))
+            try:
+                states = run_batch(self._model, self._recorder, self._capture, batch)
+            except torch.cuda.OutOfMemoryError as error:
+                if len(samples) == 1:
+                    raise ModelError(
+                        f"{self._model.device} has not the memory for one sample of {padded} tokens: shorten it, set "
+                        "data.truncate, or take a smaller model.dtype"
+                    ) from error
+        if states is None:
+            if padded <= self._token_budget:
+                # Outside of the handler, where the error would keep the tensors of the pass that failed.
+                torch.cuda.empty_cache()
+                self._token_budget = padded // 2
+                log.warning("out of memory with %d tokens in a batch: going on with %d", padded, self._token_budget)
             for half in split(samples):
                 self._forward(half, range_, buffers)
             return
@@ -275,7 +284,8 @@ def _plan(
         model=dict(model.provenance),
         data={"fingerprint": dataset.fingerprint()} | encoder.settings,
         capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": list(capture.layers)},
-        config=json.loads(config.model_dump_json(exclude_none=True)),
+        # Where the store lies is no part of it: two runs of one configuration give the same bytes.
+        config=json.loads(config.model_dump_json(exclude_none=True, exclude={"run": {"out"}})),
         dtype=dtype,
     )
 

@@ -68,6 +68,11 @@ class Encoder:
         models that have a template, else raw. Samples with messages always go through the template.
     truncate
         Cut prompts without images to this many tokens.
+
+    Raises
+    ------
+    InputError
+        If the model has no chat template for ``chat``, or ``truncate`` leaves no room for text.
     """
 
     def __init__(
@@ -95,6 +100,11 @@ class Encoder:
         if prompt_format == "chat" and not has_template:
             raise InputError("data.prompt_format is chat, but the model has no chat template; say raw")
         self.prompt_format: str = prompt_format
+        n_special = self._tokenizer.num_special_tokens_to_add()
+        if truncate is not None and truncate <= n_special:
+            raise InputError(
+                f"data.truncate {truncate} leaves no room for text: the tokenizer puts {n_special} tokens around it"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

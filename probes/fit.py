@@ -159,7 +159,8 @@ def _score(
         for part in np.unique(part_of):
             here = np.flatnonzero(part_of == part)
             chosen = backend.xp.take(x, backend.indices(here), axis=0)
-            linear = chosen @ backend.asarray(weights[part].T, x.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # told below, with the row
+                linear = chosen @ backend.asarray(weights[part].T, x.dtype)
             scores[positions[here]] = to_numpy(linear).astype(np.float64) + bias[part]
     # What was fitted to has been checked before; test rows are seen here for the first time.
     bad = np.flatnonzero((parts >= 0) & ~np.isfinite(scores).all(axis=1))

@@ -152,6 +152,7 @@ class BatchedLBFGS:
             coefficients.append(a)
             q -= self._column(a) * y + self._column(a * self.alpha) * (self._penalised * s)
         q /= hessian
+        q *= self._column(self._gain(hessian))
         for (s, y, sy, ss), a in zip(self._pairs, reversed(coefficients), strict=True):
             b = self._rho(sy, ss) * (self._dot(y, q) + self.alpha * self._dot(self._penalised * s, q))
             q += self._column(a - b) * s
@@ -188,6 +189,16 @@ class BatchedLBFGS:
         usable = (sy > 0) & (total > np.finfo(np.float64).tiny)
         return np.where(usable, 1.0 / np.where(usable, total, 1.0), 0.0)
 
+    def _gain(self, hessian: Array) -> np.ndarray[Any, Any]:
+        """Return by what to multiply H₀ so that it has the newest pair's curvature (eq. 7.20 in H₀'s metric), or 1."""
+        if not self._pairs:
+            return np.ones(self.alpha.size)
+        s, y, sy, ss = self._pairs[-1]
+        change = y + self._column(self.alpha) * (self._penalised * s)
+        size = self._dot(change, change / hessian)
+        usable = (self._rho(sy, ss) > 0) & (size > np.finfo(np.float64).tiny)
+        return np.where(usable, np.minimum(1.0, (sy + self.alpha * ss) / np.where(usable, size, 1.0)), 1.0)
+
     def _full_gradient(self) -> Array:
         return self._gradient + self._column(self.alpha) * self._penalised * self.point
 
@@ -198,7 +209,7 @@ class BatchedLBFGS:
         return self._dot(self._penalised * point, point)
 
     def _dot(self, a: Array, b: Array) -> np.ndarray[Any, Any]:
-        return np.asarray(to_numpy(self._backend.xp.sum(a * b, axis=1)))
+        return np.asarray(to_numpy(self._backend.xp.linalg.vecdot(a, b)))
 
     def _column(self, values: np.ndarray[Any, Any]) -> Array:
         return self._backend.asarray(values, self._backend.xp.float64)[:, None]

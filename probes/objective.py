@@ -140,7 +140,12 @@ class LogisticObjective:
                 self._count(residual, member, bounds)
                 residual = xp.reshape(residual, (-1, flat.shape[0]))
                 gradient += xp.matmul(residual.T, x)
-                residual_sum += xp.sum(residual, axis=0)
+                residual_sum += xp.sum(residual, axis=0, dtype=xp.float64)
+        if self._kind == "multinomial":
+            gradient = xp.reshape(gradient, (n_problems,n_columns,hidden))
+            gradient = gradient - xp.mean(gradient, axis=1, keepdims=True)
+            residual_sum = xp.reshape(residual_sum, (n_problems,n_columns))
+            residual_sum = residual_sum - xp.mean(residual_sum, axis=1, keepdims=True)
         per_problem = (n_problems, n_columns)
         return LossSums(
             fold_loss=to_numpy(fold_loss).T,
@@ -214,18 +219,32 @@ def label_array(y: Any, used: np.ndarray[Any, Any], kind: Kind) -> np.ndarray[An
 
 
 def _sigmoid(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Return loss [n, P], p - y and p(1-p), [n, P, 1], of logits and labels of shape [n, P, 1]."""
+    """Return loss [n, P], p - y and p(1-p), [n, P, 1], of logits and labels of shape [n, P, 1].
+
+    In the probability of the wrong answer, as p - y would round away what is left of a confident probe's.
+    """
+    sign = 1 - 2 * y
+    z = z * sign
     e = xp.exp(-xp.abs(z))
     larger = 1 / (1 + e)  # of p and 1-p
     positive = z > 0
-    loss = xp.where(positive, z, xp.zeros_like(z)) - y * z - xp.log(larger)
-    return loss[:, :, 0], xp.where(positive, larger, e * larger) - y, e * larger * larger
+    loss = xp.where(positive, z, xp.zeros_like(z)) + xp.log1p(e)
+    return loss[:, :, 0], sign * xp.where(positive, larger, e * larger), e * larger * larger
 
 
 def _softmax(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Return loss [n, P], p - y and p, [n, P, K], of logits [n, P, K] and one-hot labels [n, 1, K]."""
+    """Return loss [n, P], p - y and p, [n, P, K], of logits [n, P, K] and one-hot labels [n, 1, K].
+
+    In the sum over the wrong classes, as p - y would round away what is left of a confident probe's.
+    """
     z = z - xp.max(z, axis=2, keepdims=True)
-    e = xp.exp(z)
-    total = xp.sum(e, axis=2, keepdims=True)
-    p = e / total
-    return xp.log(total[:, :, 0]) - xp.sum(y * z, axis=2), p - y, p
+    right = xp.sum(y * z, axis=2, keepdims=True)
+    p = xp.exp(z)
+    residual = p * (1 - y)
+    wrong, e = xp.sum(residual, axis=2, keepdims=True), xp.exp(right)
+    loss = xp.log1p(wrong + (e - 1)) - right
+    share = 1 / (wrong + e)
+    residual -= y * wrong
+    residual *= share
+    p *= share
+    return loss[:, :, 0], residual, p

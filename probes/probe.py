@@ -106,7 +106,12 @@ def save_probes(folder: str | os.PathLike[str], probes: Sequence[Probe]) -> Path
     twice = [name for name, count in Counter(probe.name for probe in probes).items() if count > 1]
     if twice:
         raise InputError(f"two probes are named {twice[0]!r}: save probes of other labels or solvers to other folders")
-    tensors = {f"{p.name}/{part}": getattr(p, part) for p in probes for part in ("weights", "bias")}
+    # safetensors writes an array's memory as it lies, whatever its strides.
+    tensors = {
+        f"{probe.name}/{part}": np.ascontiguousarray(getattr(probe, part))
+        for probe in probes
+        for part in ("weights", "bias")
+    }
     described = [{k: v for k, v in asdict(p).items() if k not in ("weights", "bias")} for p in probes]
     write_atomically(path / TENSORS, save(tensors))
     write_atomically(path / DESCRIPTION, json.dumps({"version": VERSION, "probes": described}, indent=1).encode())

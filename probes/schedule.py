@@ -82,11 +82,14 @@ def _connect(scheduler: str) -> distributed.Client:
     import dask
     import distributed
     from dask.utils import parse_timedelta
+    from distributed.utils import LoopRunner
 
     try:
-        client = distributed.Client(scheduler)
+        # A client that finds no scheduler stays half open, and hangs the next one if it is collected at a bad moment.
+        LoopRunner().run_sync(_greet, scheduler)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler!r} ({error}); check --scheduler") from error
+    client = distributed.Client(scheduler)
     try:
         client.wait_for_workers(1, timeout=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
     except TimeoutError as error:
@@ -95,6 +98,14 @@ def _connect(scheduler: str) -> distributed.Client:
             f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker`"
         ) from error
     return client
+
+
+async def _greet(scheduler: str) -> None:
+    import distributed
+    from distributed.comm.core import connect
+
+    comm = await connect(scheduler, **distributed.Security().get_connection_args("client"))
+    await comm.close()
 
 
 def _on_threads(function: Callable[..., R], tasks: Sequence[T], arguments: tuple[Any, ...]) -> Iterator[R]:

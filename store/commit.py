@@ -45,10 +45,10 @@ class Commit:
     arrays: Mapping[str, ArrayCommit]
     skipped: Mapping[int, str]
 
-    @property
-    def key(self) -> str:
-        """Key of the record in the store."""
-        return f"{FOLDER}/{self.range.name}.json"
+    @staticmethod
+    def key_of(range_: Range) -> str:
+        """Key of a range's record in the store."""
+        return f"{FOLDER}/{range_.name}.json"
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +58,7 @@ class Commit:
     def publish(self, location: Directory) -> None:
         """Make the range exist. Its chunks must be durable before."""
         record = asdict(self) | {"skipped": {str(row): why for row, why in self.skipped.items()}}
-        location.publish(self.key, json.dumps(record, indent=1, sort_keys=True).encode())
+        location.publish(self.key_of(self.range), json.dumps(record, indent=1, sort_keys=True).encode())
 
     @classmethod
     def read(cls, location: Directory, expected: Range, schema: Schema) -> Commit:
@@ -69,7 +69,7 @@ class Commit:
         CorruptStoreError
             If the record is damaged, or speaks of other rows or chunks than the schema does.
         """
-        key = f"{FOLDER}/{expected.name}.json"
+        key = cls.key_of(expected)
         try:
             record = json.loads(location.read(key))
             committed = Range(**record["range"])
@@ -86,8 +86,8 @@ class Commit:
             }
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptStoreError(
-                f"{location}: the commit record {key} is damaged ({error}); delete it and run "
-                "`sonde extract --resume` to extract its range again"
+                f"{location}: the commit record {key} is damaged ({error}); run "
+                "`sonde verify --repair` and `sonde extract --resume` to extract its range again"
             ) from error
         wanted = {
             array.name: [
@@ -100,6 +100,6 @@ class Commit:
         if committed != expected or found != wanted or outside:
             raise CorruptStoreError(
                 f"{location}: the commit record {key} speaks of other rows or chunks than the store's schema; "
-                "delete it and run `sonde extract --resume` to extract its range again"
+                "run `sonde verify --repair` and `sonde extract --resume` to extract its range again"
             )
         return commit

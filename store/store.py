@@ -52,10 +52,11 @@ class Store:
         self._digest = digest
         self.ranges = plan_ranges(schema.n_samples, schema.range_size)
         self.commits: Mapping[int, Commit] = {}
+        self.damaged_records: dict[int, CorruptStoreError] = {}
         self.refresh()
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str]) -> Store:
+    def open(cls, url: str | os.PathLike[str], *, strict: bool = True) -> Store:
         """Open a store by path or ``file://`` URL.
 
         Raises
@@ -63,10 +64,14 @@ class Store:
         StoreError
             If there is none, or it is of another kind or version.
         CorruptStoreError
-            If a commit record is damaged.
+            If a commit record is damaged, unless ``strict`` is off: then its range counts as not committed, and
+            :meth:`verify` tells of it.
         """
         location = locate(url)
-        return cls(location, *metadata.open_schema(location))
+        store = cls(location, *metadata.open_schema(location))
+        if strict and store.damaged_records:
+            raise next(iter(store.damaged_records.values()))
+        return store
 
     @classmethod
     def create(cls, url: str | os.PathLike[str], schema: Schema, columns: Mapping[str, Sequence[str]]) -> Store:
@@ -107,9 +112,15 @@ class Store:
     def refresh(self) -> None:
         """Look again which ranges are committed."""
         present = set(self.location.list("commits"))
-        self.commits = {
-            r.index: Commit.read(self.location, r, self.schema) for r in self.ranges if f"{r.name}.json" in present
-        }
+        commits: dict[int, Commit] = {}
+        self.damaged_records = {}
+        for range_ in self.ranges:
+            if f"{range_.name}.json" in present:
+                try:
+                    commits[range_.index] = Commit.read(self.location, range_, self.schema)
+                except CorruptStoreError as error:
+                    self.damaged_records[range_.index] = error
+        self.commits = commits
 
     # What it holds
 
@@ -300,7 +311,7 @@ class Store:
 
     def verify(self) -> list[Damage]:
         """Read every committed chunk and hold it against its commit record; return what is damaged."""
-        damaged = []
+        damaged = [Damage(self.ranges[index], (str(error),)) for index, error in self.damaged_records.items()]
         for index, commit in sorted(self.commits.items()):
             errors = []
             for spec in self.arrays:
@@ -312,13 +323,13 @@ class Store:
                         errors.append(str(error))
             if errors:
                 damaged.append(Damage(commit.range, tuple(errors)))
-        return damaged
+        return sorted(damaged, key=lambda damage: damage.range.index)
 
     def forget(self, ranges: Sequence[Range]) -> None:
         """Withdraw the commits of these ranges, so that ``sonde extract --resume`` extracts them again."""
         for range_ in ranges:
-            if range_.index in self.commits:
-                self.location.remove(self.commits[range_.index].key)
+            if range_.index in self.commits or range_.index in self.damaged_records:
+                self.location.remove(Commit.key_of(range_))
         self.refresh()
 
     def info(self) -> dict[str, Any]:

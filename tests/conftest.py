@@ -15,7 +15,7 @@ import pytest
 
 import sonde
 
-TOPICS = {"animal": "cat dog horse owl bee".split(), "tool": "saw hammer drill axe plane".split()}
+TOPICS = {"animal": ["cat", "dog", "horse", "owl", "bee"], "tool": ["saw", "hammer", "drill", "axe", "plane"]}
 N_SAMPLES, RANGE_SIZE, N_LAYERS, HIDDEN = 192, 4, 3, 32
 
 CONFIG = """
@@ -70,7 +70,7 @@ def write_model(folder: Path) -> Path:
 
 
 def write_manifest(path: Path) -> Path:
-    """Write samples of 2 to 30 words, two of a group, labelled by their topic, by the share of "the", and by one class for all."""
+    """Write samples of 2 to 30 words, two of a group, labelled with a topic, the share of "the" and a constant."""
     draw = random.Random(0)
     with path.open("w") as file:
         for i in range(N_SAMPLES):

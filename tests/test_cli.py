@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,29 +81,6 @@ def test_no_command_at_all_is_wrong_and_shows_the_help(call: Any) -> None:
 # extract
 
 
-def test_extract_shows_progress_on_a_terminal_and_keeps_stdout_for_the_result(
-    study: Any, start: Any, tree: Any, tmp_path: Path
-) -> None:
-    terminal, inside = os.openpty()
-    with start("extract", study.config, "--json", cwd=tmp_path, stderr=inside) as process:
-        os.close(inside)
-        shown = b""
-        while True:
-            # A terminal whose other end is closed answers with EIO.
-            try:
-                shown += os.read(terminal, 4096)
-            except OSError:
-                break
-        out = process.stdout.read()
-    os.close(terminal)
-    assert process.returncode == 0
-    facts = json.loads(out)
-    assert (facts["samples"], facts["ranges"]["committed"]) == (192, 48)
-    assert b"samples/s" in shown
-    assert b"tokens/s" in shown
-    assert tree(tmp_path / "run.zarr") == tree(study.store)
-
-
 def test_out_and_set_override_the_configuration(study: Any, call: Any, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "other.zarr"
     settings = ["model.dtype=float32", "capture.layers=[0, 2]", 'capture.tokens=["first"]', "data.limit=10"]
@@ -130,8 +106,12 @@ def test_resume_extracts_what_is_missing_and_nothing_else(study: Any, store: Pat
     assert call("extract", study.config, "--resume").code == 0
 
 
-def test_resume_of_nothing_begins(study: Any, call: Any, tmp_path: Path) -> None:
-    assert call("extract", study.config, "--resume", "--out", tmp_path / "new.zarr", "--set", "data.limit=4").code == 0
+def test_resume_of_nothing_begins_and_json_says_what_came_of_it(study: Any, call: Any, tmp_path: Path) -> None:
+    new = tmp_path / "new.zarr"
+    answer = call("extract", study.config, "--resume", "--out", new, "--set", "data.limit=4", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    facts = json.loads(answer.out)
+    assert (facts["store"], facts["samples"], facts["ranges"]["committed"]) == (str(new), 4, 1)
 
 
 # probe

@@ -20,7 +20,7 @@ ROOMS = ("engine", "store", "probes")
 # Which rooms a room may import besides itself, and which modules stand outside of all rooms.
 MAY_IMPORT = {"store": set(), "engine": {"store"}, "probes": {"store"}}
 FREE_FOR_ALL = {"errors", "__version__"}
-DOORS = {"__init__", "__main__", "cli", "config", "demo"}
+DOORS = {"__init__", "__main__", "cli", "demo", "terminal"}
 MODULE_PATH = re.compile(r"sonde(\.\w+)+")
 HEAVY = {
     *("accelerate", "altair", "cuml", "cupy", "dask", "distributed", "matplotlib", "pandas", "pyarrow", "scipy"),

@@ -6,11 +6,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 done with skipped samples, 130 interrup
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError, SondeError, StoreError
+from .terminal import console, extraction_progress, layer_progress, logging_to_stderr, print_results, print_store
 
 if TYPE_CHECKING:
-    from .engine import Progress
-    from .probes import Results
     from .store import Store
 
 SKIPPED = 3
@@ -54,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     command = [argument for argument in arguments if argument != "--debug"]
     extracting = command[:1] == ["extract"]
-    with _logging_to_stderr():
+    with logging_to_stderr():
         try:
             code = int(app(command, standalone_mode=False) or 0)
         except KeyboardInterrupt:
@@ -77,25 +73,6 @@ def run(arguments: Sequence[str]) -> int:
             remedy = "; what is committed stays, go on with `sonde extract --resume`" if extracting else ""
             return _fail(f"interrupted{remedy}", code)
         return code
-
-
-class _Stderr(logging.Handler):
-    """Writes to what stderr is at the moment: a progress bar puts itself in between."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
-@contextmanager
-def _logging_to_stderr() -> Iterator[None]:
-    """Show the warnings of sonde, and of no other package, as lines on stderr."""
-    logger, handler = logging.getLogger("sonde"), _Stderr()
-    handler.setFormatter(logging.Formatter("sonde: %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def _failed(error: Exception, message: str, debug: bool) -> int:
@@ -130,7 +107,7 @@ def _explain_os_error(error: OSError, extracting: bool) -> str:
     if full is not None:
         remedy = "go on with --resume: what is committed stays" if extracting else "try again"
         return f"{full}{where}; make room and {remedy}"
-    if error.errno == errno.EROFS or isinstance(error, PermissionError):
+    if error.errno == errno.EROFS or isinstance(error, PermissionError | NotADirectoryError):
         return f"{error.strerror}{where}; choose another --out"
     return f"{error.strerror or error}{where}"
 
@@ -160,8 +137,8 @@ def demo(
     """Run the whole study in miniature, on data and a model that ship with sonde."""
     from .demo import run_demo
 
-    console = _console()
-    outcome = run_demo(out, fast=fast, seed=seed, say=lambda text: console.print(text, highlight=False))
+    screen = console()
+    outcome = run_demo(out, fast=fast, seed=seed, say=lambda text: screen.print(text, highlight=False))
     for line in outcome.lines:
         print(line)
     print(f"scenes, model, stores (*.zarr) and results (*.probes): {out.absolute()}")
@@ -201,7 +178,7 @@ def extract(
     if out is not None:
         settings.append(f"run.out={json.dumps(out)}")
     checked = ExtractConfig.load(config, settings)
-    with _extraction_progress() as on_progress:
+    with extraction_progress() as on_progress:
         store = run_extract(checked, resume=resume, on_progress=on_progress)
     _print_store(store, as_json)
     return SKIPPED if store.skipped else 0
@@ -230,7 +207,7 @@ def probe(
     from .probes.run import probe as run_probe
 
     folder = out or Path(f"{store.rstrip('/').removesuffix('.zarr')}.probes") / f"{labels}-{solver.value}"
-    with _layer_progress() as on_progress:
+    with layer_progress() as on_progress:
         results = run_probe(
             store,
             labels,
@@ -253,7 +230,7 @@ def probe(
         summary = results.summary()
         print(json.dumps({"results": str(folder), "summary": json.loads(summary.to_json(orient="records"))}))
     else:
-        _print_results(results)
+        print_results(results)
         print(f"results: {folder}")
 
 
@@ -261,7 +238,8 @@ def probe(
 def labels_add(
     store: StorePath,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Parquet, CSV or JSONL of `id` and label columns.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE", help="Parquet, CSV or JSONL of `id` and label columns.", show_default=False),
     ],
     ignore_unknown: Annotated[bool, typer.Option("--ignore-unknown", help="Pass over ids not in the store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace labels of the same name.")] = False,
@@ -334,14 +312,14 @@ def verify(
     """Read every committed chunk of a store and hold it against its checksum."""
     from .store import Store
 
-    opened = Store.open(store)
+    opened = Store.open(store, strict=False)
     damaged = opened.verify()
     if repair and damaged:
         with opened.location.lock():
             opened.forget([damage.range for damage in damaged])
     if as_json:
         ranges = [{"range": d.range.index, "errors": list(d.errors)} for d in damaged]
-        print(json.dumps({"damaged": ranges, "verified": len(opened.ranges) - len(opened.missing), "repaired": repair}))
+        print(json.dumps({"damaged": ranges, "verified": len(opened.commits), "repaired": repair}))
     else:
         for damage in damaged:
             for error in damage.errors:
@@ -366,80 +344,12 @@ def models(as_json: Json = False) -> None:
     table = Table("family", "takes", "verified", title=None)
     for family in FAMILIES:
         table.add_row(family.name, family.takes, family.verified)
-    _console(stderr=False).print(table)
+    console(stderr=False).print(table)
     print("Other transformers models whose blocks form one list are tried in the same way.")
 
 
-def _console(*, stderr: bool = True) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-@contextmanager
-def _bar(*columns: Any) -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = _console()
-    with Bar(*shown, *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        yield bar
-
-
-@contextmanager
-def _extraction_progress() -> Iterator[Any]:
-    from rich.progress import TextColumn
-
-    with _bar(TextColumn("{task.fields[rates]}")) as bar:
-        task = bar.add_task("extract", total=None, rates="")
-
-        def show(progress: Progress) -> None:
-            seconds = max(progress.seconds, 1e-9)
-            rates = (
-                f"{progress.samples / seconds:,.1f} samples/s  {progress.tokens / seconds:,.0f} tokens/s  "
-                f"{progress.nbytes / seconds / 1e9:.3f} GB/s"
-            )
-            bar.update(task, total=progress.total, completed=progress.samples, rates=rates)
-
-        yield show
-
-
-@contextmanager
-def _layer_progress() -> Iterator[Any]:
-    with _bar() as bar:
-        task = bar.add_task("layers", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _print_store(store: Store, as_json: bool) -> None:
-    facts = store.info()
     if as_json:
-        print(json.dumps(facts))
-        return
-    ranges = facts["ranges"]
-    state = "complete" if store.complete else f"{ranges['committed']} of {ranges['planned']} ranges committed"
-    print(f"{facts['store']}: {state}, {facts['bytes'] / 1e6:,.1f} MB")
-    print(
-        f"model: {facts['model'].get('name')} ({facts['model'].get('weights')} weights, {facts['model'].get('dtype')})"
-    )
-    skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
-    print(f"samples: {facts['samples']}{skipped}, {ranges['size']} a range")
-    for name, array in facts["arrays"].items():
-        layers = array["layers"]
-        print(f"activations: {name}  [{len(layers)}, {facts['samples']}, {array['hidden']}] {array['dtype']}")
-    print(f"labels: {', '.join(f'{name} ({kind})' for name, kind in facts['labels'].items()) or 'none'}")
-    if facts["nonfinite"]:
-        print(f"non-finite values: {facts['nonfinite']}")
-    for row, why in list(store.skipped.items())[:10]:
-        print(f"skipped row {row}: {why}")
-
-
-def _print_results(results: Results) -> None:
-    from rich.table import Table
-
-    columns = ["site", "tokens", "metric", "best_layer", "best", "top_layer", "top"]
-    table = Table(*columns)
-    for row in results.summary().to_dict("records"):
-        table.add_row(*(f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
-    _console(stderr=False).print(table)
+        print(json.dumps(store.info()))
+    else:
+        print_store(store)

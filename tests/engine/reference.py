@@ -1,4 +1,4 @@
-"""What a store must hold: one sample at a time through the ordinary model with its head, as transformers documents it."""
+"""What a store must hold: one sample at a time through the ordinary model with its head, as transformers has it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Planning and joining batches."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def test_the_longest_come_first(lengths: list[int], budget: int) -> None:
 @given(lengths=LENGTHS, budget=BUDGETS)
 def test_no_batch_is_cut_before_it_is_full(lengths: list[int], budget: int) -> None:
     batches = plan_batches(lengths, budget)
-    for batch, _ in zip(batches, batches[1:], strict=False):
+    for batch, _ in pairwise(batches):
         assert (len(batch) + 1) * lengths[batch[0]] > budget
 
 

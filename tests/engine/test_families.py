@@ -127,10 +127,6 @@ def test_prompts_and_messages_go_through_the_chat_template(
 def test_asking_an_encoder_for_a_final_norm_is_an_input_error(
     model_type: str, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="no final norm.*leave final_norm out"):
-        run(
-            model_folder(model_type),
-            tmp_path / "run.zarr",
-            [Sample("a", prompt="a")],
-            capture={"sites": ["final_norm"]},
-        )
+    folder = model_folder(model_type)
+    with pytest.raises(InputError, match=r"no final norm.*leave final_norm out"):
+        run(folder, tmp_path / "run.zarr", [Sample("a", prompt="a")], capture={"sites": ["final_norm"]})

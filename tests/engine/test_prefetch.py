@@ -56,12 +56,11 @@ def test_an_error_comes_behind_the_items_before_it() -> None:
         yield from range(3)
         raise KeyError("broken")
 
-    got = []
-    with prefetch(items(), 8) as ahead, pytest.raises(KeyError, match="broken"):
-        for item in ahead:
-            time.sleep(0.02)
-            got.append(item)
-    assert got == [0, 1, 2]
+    with prefetch(items(), 8) as ahead:
+        time.sleep(0.05)
+        assert [next(ahead), next(ahead), next(ahead)] == [0, 1, 2]
+        with pytest.raises(KeyError, match="broken"):
+            next(ahead)
 
 
 def test_leaving_early_ends_the_thread_and_closes_the_generator() -> None:
@@ -69,8 +68,7 @@ def test_leaving_early_ends_the_thread_and_closes_the_generator() -> None:
 
     def items() -> Iterator[int]:
         try:
-            for i in range(10**9):
-                yield i
+            yield from range(10**9)
         finally:
             closed.set()
 
@@ -83,9 +81,13 @@ def test_leaving_early_ends_the_thread_and_closes_the_generator() -> None:
 
 
 def test_an_error_of_the_consumer_ends_the_thread() -> None:
-    with pytest.raises(KeyboardInterrupt), prefetch(iter(range(10**9)), 2) as ahead:
-        next(ahead)
-        raise KeyboardInterrupt
+    def consume() -> None:
+        with prefetch(iter(range(10**9)), 2) as ahead:
+            next(ahead)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
     assert not threads()
 
 

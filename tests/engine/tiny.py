@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WORDS = "the a red blue green circle square star left right of above below is and there picture shows two three".split()
+TEXT = "the a red blue green circle square star left right of above below is and there picture shows two three"
+WORDS = TEXT.split()
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 IMAGE = "<image>"
 QWEN = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")

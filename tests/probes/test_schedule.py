@@ -1,6 +1,7 @@
 """Threads, local processes and a cluster give the same tables, and what fails there is one clear error."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import distributed
 import pandas as pd
 import pytest
 
-from sonde.errors import InputError, ProbeError
+from sonde.errors import CorruptStoreError, InputError, ProbeError
 from sonde.probes import Results, probe
 from sonde.probes.schedule import run_tasks
 
@@ -67,9 +68,13 @@ def test_a_scheduler_gives_the_tables_of_threads_though_a_worker_is_killed(
     assert_same(found, tmp_path / "out", on_threads)
 
 
-def test_an_error_on_a_worker_is_the_users_error(example: Any, cluster: distributed.LocalCluster) -> None:
-    with pytest.raises(InputError, match="layer 2 of resid_post/last: the device 'warp' cannot be used"):
-        probe(example.store, "size", layers=[2], scheduler=cluster.scheduler_address, device="warp")
+def test_an_error_on_a_worker_is_the_users_error(
+    example: Any, cluster: distributed.LocalCluster, tmp_path: Path
+) -> None:
+    path = shutil.copytree(example.path, tmp_path / "run.zarr")
+    (path / "activations" / "resid_post" / "last" / "c.1.0.0").unlink()
+    with pytest.raises(CorruptStoreError, match="range 0 of layer 2 of resid_post/last"):
+        probe(path, "size", layers=[2], scheduler=cluster.scheduler_address)
 
 
 def test_workers_that_keep_dying_are_one_clear_error() -> None:

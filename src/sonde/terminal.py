@@ -1,0 +1,112 @@
+"""What a person sees: progress and warnings on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .engine import Progress
+    from .probes import Results
+    from .store import Store
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is at the moment: a progress bar puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Show the warnings of sonde, and of no other package, as lines on stderr."""
+    logger, handler = logging.getLogger("sonde"), _Stderr()
+    handler.setFormatter(logging.Formatter("sonde: %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def console(*, stderr: bool = True) -> Console:
+    """Make a rich console on stderr, or on stdout."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def _bar(*columns: Any) -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    where = console()
+    with Bar(*shown, *columns, TimeRemainingColumn(), console=where, disable=not where.is_terminal) as bar:
+        yield bar
+
+
+@contextmanager
+def extraction_progress() -> Iterator[Callable[[Progress], None]]:
+    """Show samples, rates and the time left while an extraction calls what this gives."""
+    from rich.progress import TextColumn
+
+    with _bar(TextColumn("{task.fields[rates]}")) as bar:
+        task = bar.add_task("extract", total=None, rates="")
+
+        def show(progress: Progress) -> None:
+            seconds = max(progress.seconds, 1e-9)
+            rates = (
+                f"{progress.samples / seconds:,.1f} samples/s  {progress.tokens / seconds:,.0f} tokens/s  "
+                f"{progress.nbytes / seconds / 1e9:.3f} GB/s"
+            )
+            bar.update(task, total=progress.total, completed=progress.samples, rates=rates)
+
+        yield show
+
+
+@contextmanager
+def layer_progress() -> Iterator[Callable[[int, int], None]]:
+    """Show how many layers are done."""
+    with _bar() as bar:
+        task = bar.add_task("layers", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_store(store: Store) -> None:
+    """Print what a store holds."""
+    facts = store.info()
+    ranges = facts["ranges"]
+    state = "complete" if store.complete else f"{ranges['committed']} of {ranges['planned']} ranges committed"
+    print(f"{facts['store']}: {state}, {facts['bytes'] / 1e6:,.1f} MB")
+    print(
+        f"model: {facts['model'].get('name')} ({facts['model'].get('weights')} weights, {facts['model'].get('dtype')})"
+    )
+    skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
+    print(f"samples: {facts['samples']}{skipped}, {ranges['size']} a range")
+    for name, array in facts["arrays"].items():
+        layers = array["layers"]
+        print(f"activations: {name}  [{len(layers)}, {facts['samples']}, {array['hidden']}] {array['dtype']}")
+    print(f"labels: {', '.join(f'{name} ({kind})' for name, kind in facts['labels'].items()) or 'none'}")
+    if facts["nonfinite"]:
+        print(f"non-finite values: {facts['nonfinite']}")
+    for row, why in list(store.skipped.items())[:10]:
+        print(f"skipped row {row}: {why}")
+
+
+def print_results(results: Results) -> None:
+    """Print best against top layer, a row per curve."""
+    from rich.table import Table
+
+    columns = ["site", "tokens", "metric", "best_layer", "best", "top_layer", "top"]
+    table = Table(*columns)
+    for row in results.summary().to_dict("records"):
+        table.add_row(*(f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    console(stderr=False).print(table)

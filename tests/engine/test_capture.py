@@ -1,0 +1,141 @@
+"""What is read from a forward pass, and where the pass is cut off."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sonde.engine.capture import Capture, Recorder
+from sonde.engine.config import ModelSection
+from sonde.engine.model import Model, load_model
+from sonde.engine.structure import find_blocks
+from sonde.engine.tokens import Selection
+from sonde.errors import InputError, ModelError
+
+IDS = ((0, 9, 8, 7), (0, 6, 5, 4))
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Callable[[str], Path]) -> Model:
+    return load_model(ModelSection(name=str(model_folder("llama")), dtype="float32"))
+
+
+def record(model: Model, *sites: str, layers: Any = "all") -> tuple[Capture, Any]:
+    import torch
+
+    capture = Capture.plan(sites, ("last",), layers, model.n_layers)
+    recorder = Recorder(model.module, model.blocks, capture)
+    valid = torch.ones((2, 4), dtype=torch.bool)
+    try:
+        return capture, recorder.run({"input_ids": torch.tensor(IDS)}, Selection.plan(("last",), valid, ~valid))
+    finally:
+        recorder.close()
+
+
+def plain(model: Model) -> list[Any]:
+    import torch
+
+    with torch.no_grad():
+        states = model.module(input_ids=torch.tensor(IDS), output_hidden_states=True).hidden_states
+    return [state[:, -1] for state in states]
+
+
+def test_each_site_has_its_layers_and_points() -> None:
+    capture = Capture.plan(("embed", "resid_pre", "resid_post", "final_norm"), ("last", "mean"), [2, 0], 4)
+    assert capture.layers == (0, 2)
+    assert {site: capture.layers_of(site) for site in capture.sites} == {
+        "embed": (0,),
+        "resid_pre": (0, 2),
+        "resid_post": (0, 2),
+        "final_norm": (3,),
+    }
+    assert capture.points == (0, 1, 2, 3, 5)
+    assert [spec.name for spec in capture.arrays(16)][:3] == ["embed/last", "embed/mean", "resid_pre/last"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "tokens", "layers", "message"),
+    [
+        (("resid_mid",), ("last",), "all", "unknown site 'resid_mid'.*embed, resid_pre, resid_post, final_norm"),
+        (("embed", "embed"), ("last",), "all", "'embed' stands twice"),
+        (("embed",), ("lastt",), "all", "unknown tokens 'lastt'"),
+        (("embed",), ("last",), (4,), r"capture\.layers \[4\]: the model has layers 0 to 3"),
+        (("embed",), ("last",), (-1, 0), r"the model has layers 0 to 3"),
+        (("embed",), ("last",), (), r"the model has layers 0 to 3"),
+    ],
+)
+def test_what_the_model_does_not_have_is_named(sites: Any, tokens: Any, layers: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Capture.plan(sites, tokens, layers, 4)
+
+
+@pytest.mark.parametrize(
+    ("sites", "layers", "calls"),
+    [
+        (("embed",), "all", [0, 0, 0]),
+        (("resid_pre",), [1], [1, 0, 0]),
+        (("resid_post",), [1], [1, 1, 0]),
+        (("resid_post",), [2], [1, 1, 1]),
+        (("final_norm",), "all", [1, 1, 1]),
+    ],
+)
+def test_the_pass_is_cut_off_behind_the_last_point(
+    model: Model, sites: tuple[str, ...], layers: Any, calls: list[int]
+) -> None:
+    counts = [0, 0, 0]
+
+    def count(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counts[index] += 1
+
+        return hook
+
+    handles = [block.register_forward_hook(count(i)) for i, block in enumerate(model.blocks.layers)]
+    try:
+        # Before ours, so that a block that has run is counted even where its output ends the pass.
+        capture, states = record(model, *sites, layers=layers)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert counts == calls
+    assert states.shape == (len(capture.points), 2, 1, 32)
+
+
+def test_a_pass_that_was_cut_off_leaves_the_model_as_it_was(model: Model) -> None:
+    before = plain(model)
+    _, states = record(model, "embed")
+    np.testing.assert_array_equal(states[0, :, 0].numpy(), before[0].numpy())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules())
+    record(model, "embed", "resid_post", "final_norm")
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules()) == hooks
+    for old, new in zip(before, plain(model), strict=True):
+        np.testing.assert_array_equal(old.numpy(), new.numpy())
+
+
+def test_one_layer_among_several_is_the_right_one(model: Model) -> None:
+    _, states = record(model, "resid_pre", "resid_post", layers=[1])
+    expected = plain(model)
+    np.testing.assert_allclose(states[0, :, 0].numpy(), expected[1].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(states[1, :, 0].numpy(), expected[2].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_that_misses_a_point_is_a_model_error(model: Model, model_folder: Callable[[str], Path]) -> None:
+    import torch
+
+    other = load_model(ModelSection(name=str(model_folder("llama")), dtype="float32"))
+    recorder = Recorder(other.module, model.blocks, Capture.plan(("resid_pre",), ("last",), [1, 2], 3))
+    valid = torch.ones((1, 4), dtype=torch.bool)
+    with pytest.raises(ModelError, match=r"LlamaModel did not come by points \[1, 2\]"):
+        recorder.run({"input_ids": torch.tensor(IDS[:1])}, Selection.plan(("last",), valid, ~valid))
+    recorder.close()
+
+
+def test_a_model_without_a_stack_of_blocks_is_a_model_error() -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    module = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=8, num_attention_heads=2, num_hidden_layers=2))
+    module.layers = module.layers[:1]
+    with pytest.raises(ModelError, match=r"cannot find the blocks of LlamaModel.*no list of 2 modules"):
+        find_blocks(module)
