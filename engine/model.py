@@ -117,8 +117,8 @@ def load_model(section: ModelSection) -> Model:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where_else = "" if Path(where).is_dir() else "; there is no folder of this name either"
-        raise ModelError(f"cannot load the model {section.name!r}: {reason}{where_else}") from error
+        remedy = "" if Path(where).is_dir() else "; give a hub id that can be reached, or a folder with a config.json"
+        raise ModelError(f"cannot load the model {section.name!r}: {reason.rstrip('.')}{remedy}") from error
     module = module.eval().requires_grad_(False).to(device)
     blocks = find_blocks(module)
     provenance = {

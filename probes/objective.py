@@ -142,9 +142,9 @@ class LogisticObjective:
                 gradient += xp.matmul(residual.T, x)
                 residual_sum += xp.sum(residual, axis=0, dtype=xp.float64)
         if self._kind == "multinomial":
-            gradient = xp.reshape(gradient, (n_problems,n_columns,hidden))
+            gradient = xp.reshape(gradient, (n_problems, n_columns, hidden))
             gradient = gradient - xp.mean(gradient, axis=1, keepdims=True)
-            residual_sum = xp.reshape(residual_sum, (n_problems,n_columns))
+            residual_sum = xp.reshape(residual_sum, (n_problems, n_columns))
             residual_sum = residual_sum - xp.mean(residual_sum, axis=1, keepdims=True)
         per_problem = (n_problems, n_columns)
         return LossSums(
