@@ -23,7 +23,9 @@ class BatchedLBFGS:
 
     Every problem has its own direction, step, line search and history; each call of `tell` is one evaluation of all of
     them. Directions are the two-loop recursion (Nocedal & Wright, "Numerical Optimization", 2nd ed., algorithm 7.4)
-    with the initial matrix :math:`H_0 = (h + \alpha)^{-1}`, h being the diagonal of the loss's curvature at the point.
+    with the initial matrix :math:`H_0 = (h + \alpha)^{-1}`, h being the diagonal of the loss's curvature at the point,
+    scaled down where the newest pair shows a greater curvature (eq. 7.20 in the metric of :math:`H_0`): where few rows
+    are still undecided, steps without it are refused one after the other.
     The history keeps the loss's part of gradient differences, so that it stays valid when α changes.
     Steps end at Armijo's condition, or, where rounding hides the decrease, at the approximate Wolfe condition on slopes
     (Hager & Zhang 2005, eq. 4.1); a refused step is cut by the secant of the slopes.
@@ -99,8 +101,8 @@ class BatchedLBFGS:
         if self._loss is None:
             self._loss, self._gradient, self._curvature = loss, gradient, curvature
             return
-        before = self._loss + 0.5 * self.alpha * self._penalty(self.point)
-        after = loss + 0.5 * self.alpha * self._penalty(trial)
+        before = self._objective(self._loss, self.point)
+        after = self._objective(loss, trial)
         slope = self._dot(gradient + self._column(self.alpha) * self._penalised * trial, self._direction)
         enough = after <= before + _SUFFICIENT * self._step * self._slope
         level = (after <= before + self._precision * np.abs(before)) & (slope <= _FLAT * np.abs(self._slope))
@@ -121,6 +123,12 @@ class BatchedLBFGS:
     def norm(self, gradient: Array, curvature: Array) -> np.ndarray[Any, Any]:
         """Return √(gᵀH₀g) of gradients and curvatures of shape [P, M] at the present α; shape [P]."""
         return np.asarray(np.sqrt(self._dot(gradient, gradient / self._hessian(curvature))))
+
+    def settled(self) -> np.ndarray[Any, Any]:
+        """Whether each problem has stalled where the decrease still promised, ½gᵀH₀g, is within its rounding error."""
+        assert self._loss is not None
+        rounding = self._precision * np.abs(self._objective(self._loss, self.point))
+        return np.asarray(self.stalled & (0.5 * self.decrement() ** 2 <= rounding))
 
     def retarget(self, problems: np.ndarray[Any, Any], alpha: np.ndarray[Any, Any]) -> None:
         """Give some problems (indices) another α; they go on from where they stand."""
@@ -190,7 +198,7 @@ class BatchedLBFGS:
         return np.where(usable, 1.0 / np.where(usable, total, 1.0), 0.0)
 
     def _gain(self, hessian: Array) -> np.ndarray[Any, Any]:
-        """Return by what to multiply H₀ so that it has the newest pair's curvature (eq. 7.20 in H₀'s metric), or 1."""
+        """Return by what to multiply H₀ for it to have the curvature of the newest pair, at most 1; shape [P]."""
         if not self._pairs:
             return np.ones(self.alpha.size)
         s, y, sy, ss = self._pairs[-1]
@@ -205,8 +213,8 @@ class BatchedLBFGS:
     def _hessian(self, curvature: Array) -> Array:
         return curvature + self._column(self.alpha) * self._penalised
 
-    def _penalty(self, point: Array) -> np.ndarray[Any, Any]:
-        return self._dot(self._penalised * point, point)
+    def _objective(self, loss: np.ndarray[Any, Any], point: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(loss + 0.5 * self.alpha * self._dot(self._penalised * point, point))
 
     def _dot(self, a: Array, b: Array) -> np.ndarray[Any, Any]:
         return np.asarray(to_numpy(self._backend.xp.linalg.vecdot(a, b)))

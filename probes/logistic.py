@@ -136,7 +136,9 @@ def logistic_path(
     tol : float
         Gradient norm at which a fit has converged, relative to that of the intercept alone, both in the metric of the
         preconditioner. Never taken below a hundred rounding errors of the products: 1.2e-5 for float32 and narrower
-        rows, whose rounding hides smaller gradients.
+        rows, whose rounding hides smaller gradients. A fit has also converged where rounding is all that is left: at a
+        gradient below ten rounding errors times the root of the rows' number, or where no step lowers the objective
+        any more and the gradient promises no decrease above ten of its rounding errors.
     max_passes : int
         Most passes that the fit of one problem at one α may take.
     device : str, optional

@@ -141,16 +141,18 @@ class LogisticObjective:
                 residual = xp.reshape(residual, (-1, flat.shape[0]))
                 gradient += xp.matmul(residual.T, x)
                 residual_sum += xp.sum(residual, axis=0, dtype=xp.float64)
-        if self._kind == "multinomial":
-            gradient = xp.reshape(gradient, (n_problems, n_columns, hidden))
-            gradient = gradient - xp.mean(gradient, axis=1, keepdims=True)
-            residual_sum = xp.reshape(residual_sum, (n_problems, n_columns))
-            residual_sum = residual_sum - xp.mean(residual_sum, axis=1, keepdims=True)
         per_problem = (n_problems, n_columns)
+        gradient = xp.reshape(gradient, (*per_problem, hidden))
+        residual_sum = xp.reshape(residual_sum, per_problem)
+        if self._kind == "multinomial":
+            # Residuals of a row sum to zero over the classes: of what rounding leaves, a direction that the loss
+            # does not see would have a gradient, and nothing to bring it to zero.
+            gradient = gradient - xp.mean(gradient, axis=1, keepdims=True)
+            residual_sum = residual_sum - xp.mean(residual_sum, axis=1, keepdims=True)
         return LossSums(
             fold_loss=to_numpy(fold_loss).T,
-            gradient=xp.reshape(gradient, (*per_problem, hidden)),
-            residual=xp.reshape(residual_sum, per_problem),
+            gradient=gradient,
+            residual=residual_sum,
             curvature=to_numpy(curvature) / self.training_sum(self.fold_weight[None, :], split)[:, None, None],
         )
 

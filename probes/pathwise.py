@@ -22,6 +22,12 @@ _SHARED_COLUMNS = 512
 _LEAST_TOL = 100.0
 """Least tolerance, in units of the relative rounding error of the products: 1e-5 in float32, 2e-14 in float64."""
 
+_FLOOR = 10.0
+"""Gradient norm at which only rounding is left, in units of that error times the root of the training rows' weight.
+
+A relative error ε in each row's residual is a gradient of norm ε√W or less in the metric of the Hessian; measured, up
+to 8 ε√W. What such a gradient still promises of the objective is below its own rounding error."""
+
 _LEAST_CURVATURE = 1e-3
 """Share of its start, or of the greatest of a problem, below which a curvature does not enter the preconditioner."""
 
@@ -94,8 +100,8 @@ class PathSolver:
     ) -> None:
         self._objective, self._shift, self._dtype = objective, shift, dtype
         self._backend = Backend.of(shift)
-        # Below this, rounding of the products hides the gradient.
-        self._tol, self._max_passes = max(tol, _LEAST_TOL * float(self._backend.xp.finfo(dtype).eps)), max_passes
+        self._eps = float(self._backend.xp.finfo(dtype).eps)
+        self._tol, self._max_passes = max(tol, _LEAST_TOL * self._eps), max_passes
         self._hidden, self._n_targets = int(shift.shape[0]), objective.fold_positive.shape[1]
         self._n_columns = self._n_targets if kind == "multinomial" else 1
         self._n_problems = self._n_targets // self._n_columns
@@ -146,7 +152,7 @@ class PathSolver:
             self._null(walkers),
             np.asarray([q[0][1] for q in walkers.queue]),
             self._penalised(),
-            precision=10 * float(xp.finfo(self._dtype).eps),
+            precision=10 * self._eps,
         )
         # The intercept alone: what gradients are measured against, and the first point.
         held_out, null_gradient, null_curvature = self._evaluate(problems, walkers, None)
@@ -155,9 +161,11 @@ class PathSolver:
             problems.jump(start)
             held_out, _, _ = self._evaluate(problems, walkers, floor)
         passes = np.zeros(walkers.split.size, dtype=np.int64)
+        rounding = np.asarray([_FLOOR * self._eps * self._bases[int(s)].weight ** 0.5 for s in walkers.split])
         while True:
             while True:
-                converged = problems.decrement() <= self._tol * problems.norm(null_gradient, null_curvature)
+                small = np.maximum(self._tol * problems.norm(null_gradient, null_curvature), rounding)
+                converged = (problems.decrement() <= small) | problems.settled()
                 done = np.flatnonzero(converged | problems.stalled | (passes >= self._max_passes))
                 if done.size == 0:
                     break
@@ -177,6 +185,7 @@ class PathSolver:
                         xp.take(a, at, axis=0) for a in (null_gradient, null_curvature, floor)
                     )
                     walkers, passes, held_out = walkers.keep(left), passes[left], held_out[left]
+                    rounding = rounding[left]
             problems.aim()
             loss, _, _ = self._evaluate(problems, walkers, floor)
             held_out = np.where(problems.accepted, loss, held_out)

@@ -46,7 +46,7 @@ def test_a_folder_that_is_not_there_or_holds_no_model_is_named(tmp_path: Path) -
 
 def test_a_name_that_the_hub_does_not_give_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"cannot load the model 'no-such-model': .*no folder of this name either"):
+    with pytest.raises(ModelError, match=r"cannot load the model 'no-such-model': .*give a hub id that can be reached"):
         load_model(ModelSection(name="no-such-model"))
 
 
