@@ -51,7 +51,7 @@ def main(folder: Path, *, fast: bool) -> None:
     draw = random.Random(0)
     samples = [
         sonde.Sample(id=str(i), prompt=" ".join(f"w{draw.randrange(999)}" for _ in range(draw.randint(16, 128))))
-        for i in range(512 if fast else 1024)
+        for i in range(256 if fast else 1024)
     ]
     section: dict[str, Any] = {"name": model_folder, "weights": "random", "dtype": "float32"}
     model = load_model(ModelSection(**section))

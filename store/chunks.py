@@ -7,6 +7,7 @@ files.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from sonde.errors import CorruptStoreError
 from .location import Directory
 
 CRC_BYTES = 4
+# Read or written while it is in the processor's cache, a block costs its checksum next to nothing.
+_BLOCK_BYTES = 2**19
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +33,18 @@ class Chunk:
     crc32c: str
 
 
-def _crc(data: NDArray[np.uint8]) -> bytes:
-    checksum: int = google_crc32c.value(data)
-    return checksum.to_bytes(CRC_BYTES, "little")
-
-
-def _bytes_of(x: NDArray[Any]) -> NDArray[np.uint8]:
-    return x.reshape(-1).view(np.uint8)
-
-
 def write_chunk(location: Directory, key: str, x: NDArray[Any]) -> Chunk:
     """Write one C-contiguous chunk and wait until it is on the disk."""
-    data = _bytes_of(x)
-    crc = _crc(data)
-    location.write(key, data, crc)
-    return Chunk(key, data.nbytes + CRC_BYTES, crc.hex())
+    checksum = _Checksum()
+
+    def parts() -> Iterator[NDArray[np.uint8] | bytes]:
+        for block in _blocks(x):
+            checksum.update(block)
+            yield block
+        yield checksum.digest()
+
+    location.write(key, parts())
+    return Chunk(key, x.nbytes + CRC_BYTES, checksum.digest().hex())
 
 
 def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) -> None:
@@ -55,9 +55,16 @@ def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) 
     CorruptStoreError
         If the chunk is missing, of another length, damaged, or not the one that was committed; ``what`` names it.
     """
-    data, crc = _bytes_of(out), bytearray(CRC_BYTES)
+    checksum, stored = _Checksum(), bytearray(CRC_BYTES)
+
+    def buffers() -> Iterator[memoryview]:
+        for block in _blocks(out):
+            yield block.data
+            checksum.update(block)
+        yield memoryview(stored)
+
     try:
-        size = location.read_into(chunk.key, [data.data, memoryview(crc)])
+        size = location.read_into(chunk.key, buffers())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CorruptStoreError(f"{what} is missing ({location}/{chunk.key}); {_REMEDY}") from None
     except CorruptStoreError as error:
@@ -66,14 +73,33 @@ def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) 
         if error.errno != errno.EIO:
             raise
         raise CorruptStoreError(f"{what} cannot be read from the disk ({error}); {_REMEDY}") from error
-    if size != chunk.nbytes or size != data.nbytes + CRC_BYTES:
+    if size != chunk.nbytes or size != out.nbytes + CRC_BYTES:
         raise CorruptStoreError(
             f"{what} has {size} bytes where {chunk.nbytes} were committed ({location}/{chunk.key}); {_REMEDY}"
         )
-    if _crc(data) != crc:
+    if checksum.digest() != stored:
         raise CorruptStoreError(f"{what} is damaged: its checksum does not match ({location}/{chunk.key}); {_REMEDY}")
-    if crc.hex() != chunk.crc32c:
+    if stored.hex() != chunk.crc32c:
         raise CorruptStoreError(f"{what} is not the chunk that was committed ({location}/{chunk.key}); {_REMEDY}")
+
+
+class _Checksum:
+    """crc32c of blocks, one after the other."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, block: NDArray[np.uint8]) -> None:
+        self._value = google_crc32c.extend(self._value, block)
+
+    def digest(self) -> bytes:
+        """The four bytes that Zarr's codec appends."""
+        return self._value.to_bytes(CRC_BYTES, "little")
+
+
+def _blocks(x: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
+    data = x.reshape(-1).view(np.uint8)
+    return (data[start : start + _BLOCK_BYTES] for start in range(0, len(data), _BLOCK_BYTES))
 
 
 _REMEDY = "`sonde verify --repair` marks the range for `sonde extract --resume`"

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -53,8 +53,11 @@ class Directory:
         """Whole content of an object; FileNotFoundError if there is none."""
         return self.path(key).read_bytes()
 
-    def read_into(self, key: str, buffers: Sequence[memoryview]) -> int:
-        """Fill ``buffers`` one after the other from an object and return the object's size in bytes."""
+    def read_into(self, key: str, buffers: Iterable[memoryview]) -> int:
+        """Fill ``buffers`` one after the other from an object and return the object's size in bytes.
+
+        The next buffer is asked for when the one before is filled.
+        """
         with self.path(key).open("rb", buffering=0) as file:
             for buffer in buffers:
                 filled = 0
@@ -65,7 +68,7 @@ class Directory:
                     filled += n
             return os.fstat(file.fileno()).st_size
 
-    def write(self, key: str, *parts: Any) -> None:
+    def write(self, key: str, parts: Iterable[Any]) -> None:
         """Write an object from bytes-like parts and wait until its data is on the disk."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ class Directory:
         # One name for all attempts: what a killed process left is overwritten by the next, and no litter stays.
         partial = path.with_name(f".{path.name}.partial")
         try:
-            self.write(partial.relative_to(self.root).as_posix(), data)
+            self.write(partial.relative_to(self.root).as_posix(), [data])
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)

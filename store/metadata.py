@@ -183,7 +183,7 @@ def _put(location: Directory, prefix: str, tree: MemoryStore) -> None:
     objects = {key: value.to_bytes() for key, value in tree._store_dict.items()}
     last = objects.pop("zarr.json")
     for key, data in objects.items():
-        location.write(prefix + key, data)
+        location.write(prefix + key, [data])
     location.sync(sorted({(prefix + key).rpartition("/")[0] for key in objects}))
     location.publish(f"{prefix}zarr.json", last)
 

@@ -83,7 +83,8 @@ class RangeWriter:
                 buffer[:, ~used] = np.nan
                 keys = [spec.chunk_key(row, range_.index) for row in range(len(spec.layers))]
                 chunks = pool.map(lambda key, x: write_chunk(self._location, key, x), keys, buffer)
-                nonfinite = sum(count_nonfinite(layer[used]) for layer in buffer)
+                unused = (len(used) - int(used.sum())) * spec.hidden
+                nonfinite = sum(count_nonfinite(layer) - unused for layer in buffer)
                 arrays[spec.name] = ArrayCommit(tuple(chunks), nonfinite)
         self._location.sync([spec.path for spec in self._schema.arrays])
         commit = Commit(range_, arrays, skipped)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sonde.errors import InputError
 from sonde.probes.backend import gram, mirror, to_numpy
+from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 
@@ -186,6 +187,28 @@ def test_constant_columns_are_exactly_zero_and_have_scale_one():
     assert not moments.sxx[:, 1].any()
     assert not moments.sxy[1].any()
     assert moments.scale[1] == 1.0
+
+
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_columns_whose_squares_underflow_count_as_constant(namespace, standardize):
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((200, 6)).astype(np.float32)
+    y, folds, gone = x[:, :2] + rng.standard_normal((200, 2)), np.arange(200) % 4, [1, 4]
+    # What a trained LayerNorm leaves of columns that it has turned off.
+    x[:, gone] = np.float32(1e-33) * rng.standard_normal((200, 2)) + np.float32([0, 1e-32])
+    kept = np.setdiff1d(np.arange(6), gone)
+    stats, without = (accumulate(ArrayRows(namespace(a), 64), y, folds) for a in (x, x[:, kept]))
+    for fold in range(4):
+        moments = stats.without(fold)
+        assert not to_numpy(moments.sxx)[gone].any()
+        assert not to_numpy(moments.sxy)[gone].any()
+        assert (to_numpy(moments.scale)[gone] == 1).all()
+    ours, theirs = (ridge_cv(s, np.logspace(-2, 4, 7), standardize=standardize) for s in (stats, without))
+    np.testing.assert_array_equal(ours.alpha, theirs.alpha)
+    assert not to_numpy(ours.weights)[:, gone].any()
+    np.testing.assert_allclose(to_numpy(ours.weights)[:, kept], to_numpy(theirs.weights), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(to_numpy(ours.bias), to_numpy(theirs.bias), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
