@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from .plot import METRIC_NAMES, curve_names
-from .results import CURVE, Results
+from .results import Results
+from .tables import CURVE
 
 
 def curve_chart(results: Results, labels: str, metric: str) -> Any:

@@ -1,18 +1,16 @@
 """Layer curves as figures for a paper: test scores with their intervals, the best and the top layer, the baseline."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from .results import CURVE
+from .tables import CURVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .results import Results
 
 METRIC_NAMES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -33,6 +31,32 @@ _STYLES = ("-", "--", "-.", ":")
 _DETAIL = ("model", "store", "site", "tokens", "solver")
 
 
+class Scores(Protocol):
+    """What is drawn: the part of `sonde.probes.results.Results` that a figure needs."""
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The tidy table."""
+        ...
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Provenance of each run."""
+        ...
+
+    def curves(self, labels: str | None = None, metric: str | None = None, **filters: str | None) -> pd.DataFrame:
+        """Rows of the whole of one labels and metric."""
+        ...
+
+    def summary(self, metric: str | None = None) -> pd.DataFrame:
+        """Best against top layer, one row per curve."""
+        ...
+
+    def baseline(self, labels: str, metric: str, model: str, store: str) -> float:
+        """The majority baseline's test score."""
+        ...
+
+
 def curve_names(curves: pd.DataFrame) -> "pd.Series[str]":
     """Name the curve of each row by what differs between the curves, or by site and tokens if there is only one."""
     differing = [column for column in _DETAIL if curves[column].nunique() > 1] or ["site", "tokens"]
@@ -40,7 +64,7 @@ def curve_names(curves: pd.DataFrame) -> "pd.Series[str]":
 
 
 def plot_curves(
-    results: "Results",
+    results: Scores,
     labels: str | None = None,
     metric: str | None = None,
     *,
@@ -51,7 +75,7 @@ def plot_curves(
 
     Parameters
     ----------
-    results : Results
+    results : Results, or what looks like it
     labels, metric : str, optional
         As in `Results.best`.
     ax : matplotlib.axes.Axes, optional
@@ -97,7 +121,7 @@ def plot_curves(
     return ax
 
 
-def curves_figure(results: "Results") -> "Figure":
+def curves_figure(results: Scores) -> "Figure":
     """Draw the primary metric of every labels, one below the other."""
     from matplotlib.figure import Figure
 
@@ -129,7 +153,7 @@ def _mark_layers(ax: "Axes", points: pd.DataFrame, summary: pd.DataFrame, colour
         ax.plot([line["best_layer"]], [line["best"]], marker="o", markersize=10, **marks)
 
 
-def _draw_baselines(ax: "Axes", results: "Results", test: pd.DataFrame, metric: str) -> None:
+def _draw_baselines(ax: "Axes", results: Scores, test: pd.DataFrame, metric: str) -> None:
     name = str(test["labels"].iloc[0])
     pairs = test[["model", "store"]].drop_duplicates().itertuples(index=False)
     values = {results.baseline(name, metric, model, store) for model, store in pairs}
@@ -154,5 +178,5 @@ def _draw_legend(ax: "Axes") -> None:
         text.set_parse_math(False)
 
 
-def _random(results: "Results", test: pd.DataFrame) -> bool:
+def _random(results: Scores, test: pd.DataFrame) -> bool:
     return any(run.get("weights") == "random" and run.get("model") in set(test["model"]) for run in results.runs)

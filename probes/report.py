@@ -16,8 +16,8 @@ from sonde.errors import InputError
 
 from .charts import curve_chart, heatmap
 from .plot import METRIC_NAMES, PALETTE, curves_figure
-from .results import BASELINE, CURVE, Results
-from .tables import write_atomically
+from .results import BASELINE, Results
+from .tables import CURVE, write_atomically
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -13,13 +13,10 @@ import pandas as pd
 from sonde.errors import InputError, StoreError
 
 from .metrics import higher_is_better
-from .tables import COLUMNS, COMPARISON_COLUMNS, read_table, tidy, write_table
+from .tables import COLUMNS, COMPARISON_COLUMNS, CURVE, read_table, tidy, write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-CURVE = ("model", "store", "labels", "solver", "site", "tokens")
-"""The columns that tell one layer curve from another."""
 
 BASELINE = "majority"
 _ROW_KEY = [*CURVE, "layer", "target", "metric", "split"]

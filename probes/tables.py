@@ -57,6 +57,9 @@ COMPARISON_COLUMNS: Mapping[str, str] = {
 """Columns of the comparisons: score(best layer) − score(top layer) on the test rows with its paired bootstrap interval;
 the best layer is chosen by cross-validation."""
 
+CURVE = ("model", "store", "labels", "solver", "site", "tokens")
+"""The columns that tell one layer curve from another."""
+
 _METADATA_KEY = b"sonde"
 
 
