@@ -107,8 +107,8 @@ def _page(results: Results, summary: pd.DataFrame) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("report.html").read_text("utf-8"))
     return template.render(
-        models=models,
-        random=random,
+        models=[_shown(model) for model in models],
+        random=[_shown(model) for model in random],
         claims=[_headline(results, line, leading) for line in _records(leading)],
         facts=_facts(results),
         sections=sections,
@@ -120,6 +120,11 @@ def _page(results: Results, summary: pd.DataFrame) -> str:
         palettes=_script_json({"light": PALETTE, "dark": _DARK_PALETTE}),
         javascript=_javascript(),
     )
+
+
+def _shown(model: str) -> str:
+    """A hub id as it is, a folder by its last two parts: the rest is of no use to a reader elsewhere."""
+    return "/".join(Path(model).parts[-2:])
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -224,10 +229,11 @@ def _throughput(results: Results) -> list[tuple[str, str]]:
     lines = []
     for run in results.runs:
         speed = run.get("throughput") or {}
-        text = ", ".join(f"{speed[key] / unit:,.0f} {name}" for key, (unit, name) in units.items() if key in speed)
+        rates = [(speed[key] / unit, name) for key, (unit, name) in units.items() if key in speed]
+        text = ", ".join(f"{rate:,.0f} {name}" if rate >= 10 else f"{rate:.2f} {name}" for rate, name in rates)
         if text:
             lines.append((str(run.get("store", run.get("model", ""))), text))
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _weights(results: Results, model: str) -> str:

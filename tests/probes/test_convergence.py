@@ -1,5 +1,7 @@
 """Where logistic fits end: at their tolerance, at the rounding of the dtype, or unconverged and told of."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -65,42 +67,51 @@ def test_however_sure_the_probes_float32_converges(namespace):
             np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max())
 
 
+def test_probes_that_few_rows_still_hold_up_take_no_two_passes_for_each_step():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 200)).astype(np.float32)
+    classes = (x @ rng.standard_normal((200, 10)) + rng.gumbel(size=(600, 10))).argmax(axis=1)
+    path = logistic_path(ArrayRows(x), classes, [1.0, 0.1], kind="multinomial")
+    assert path.converged.all()
+    assert path.n_passes < 65  # 47 when written; 86 when every second is a unit step that is refused
+
+
 @pytest.mark.parametrize("kind", ["multinomial", "multilabel"])
 @pytest.mark.parametrize("namespace", NAMESPACES)
-def test_what_is_left_of_sure_rows_is_not_rounded_away(kind, namespace):
+def test_what_is_left_of_sure_rows_is_not_rounded_away_and_dead_columns_have_no_part_in_it(kind, namespace):
     rng = np.random.default_rng(2)
-    x = rng.standard_normal((400, 5)).astype(np.float32)
-    weights = (20 * rng.standard_normal((1, 3, 5))).astype(np.float32)
-    z = x.astype(np.float64) @ weights[0].T.astype(np.float64)
-    multinomial = kind == "multinomial"
-    labels = np.eye(3)[z.argmax(axis=1)] if multinomial else (z > 0).astype(float)
-    if not multinomial:
-        weights = weights.transpose(1, 0, 2)
-    shift = namespace(np.zeros(5))
-    stats = accumulate(ArrayRows(namespace(x)), None, np.zeros(400, dtype=int))
-    objective = LogisticObjective(
-        ArrayRows(namespace(x)), labels, np.zeros(400, dtype=int), 1, None, kind, shift, shift + 1, stats.dtype
-    )
-    bias = namespace(np.zeros(weights.shape[:2], dtype=np.float32))
-    sums = objective.evaluate(namespace(weights), bias, np.arange(len(weights)), np.ones(len(weights), dtype=int))
-    if multinomial:
-        # The probability of the wrong classes from their own sum, in float64.
+    x = np.c_[rng.standard_normal((4000, 5)), 10 * rng.standard_normal(4000)].astype(np.float32)
+    weights = (20 * rng.standard_normal((1, 3, 6))).astype(np.float32)
+    z = x[:, :5].astype(np.float64) @ weights[0, :, :5].T.astype(np.float64)
+    margin = np.diff(np.sort(z, axis=1))[:, -1] if kind == "multinomial" else np.abs(z).min(axis=1)
+    x, z = x[margin > 18], z[margin > 18]
+    folds = np.zeros(len(x), dtype=int)
+    assert len(x) > 100
+    if kind == "multinomial":
+        labels = np.eye(3)[z.argmax(axis=1)]
+        # The probability of the wrong classes is a sum of theirs, in float64 and logarithms.
         wrong = logsumexp(np.where(labels == 1, -np.inf, z), axis=1) - logsumexp(z, axis=1)
         residual = np.where(labels == 1, -np.exp(wrong)[:, None], np.exp(log_softmax(z, axis=1)))
         loss = -np.log1p(-np.exp(wrong)).sum()
     else:
+        labels, weights = (z > 0).astype(float), weights.transpose(1, 0, 2)
         residual = (1 - 2 * labels) * np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z)))
         loss = np.log1p(np.exp(-np.abs(z))).sum()
-    sure = np.abs(residual).max(axis=1) < 1e-8
-    assert sure.any()
-    gradient = residual.T @ x
-    np.testing.assert_allclose(
-        to_numpy(sums.gradient).reshape(3, 5), gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max()
-    )
-    np.testing.assert_allclose(sums.fold_loss.sum(), loss, rtol=1e-4)
-    if multinomial:
-        np.testing.assert_allclose(to_numpy(sums.residual).sum(), 0, atol=1e-15)
-        np.testing.assert_allclose(to_numpy(sums.gradient).sum(axis=1), 0, atol=1e-15)
+    rows = ArrayRows(namespace(x))
+    zero, live = namespace(np.zeros(6)), namespace(np.array([1.0, 1, 1, 1, 1, 0]))
+    dtype = accumulate(rows, None, folds).dtype
+    objective = LogisticObjective(rows, labels, folds, 1, None, kind, zero, live, dtype)
+    bias, splits = namespace(np.zeros(weights.shape[:2], dtype=np.float32)), np.ones(len(weights), dtype=int)
+    sums = objective.evaluate(namespace(weights), bias, np.arange(len(weights)), splits)
+    gradient = to_numpy(sums.gradient).reshape(3, 6)
+    assert not gradient[:, 5].any()
+    theirs = residual.T @ x[:, :5]
+    np.testing.assert_allclose(gradient[:, :5], theirs, atol=1e-3 * np.abs(theirs).max())
+    np.testing.assert_allclose(to_numpy(sums.residual).ravel(), residual.sum(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(sums.fold_loss.sum(), loss, rtol=1e-3)
+    if kind == "multinomial":
+        for parts in (gradient, to_numpy(sums.residual).ravel()):
+            np.testing.assert_allclose(parts.sum(axis=0), 0, atol=1e-14 * np.abs(parts).max())
 
 
 class Cosh:
@@ -158,10 +169,40 @@ def test_a_line_search_that_fails_has_settled_only_where_nothing_is_left_to_gain
         problems = function.start(which)
         for i in range(steps + 10):
             loss, gradient, curvature = function(problems.trial(), which)
-            problems.tell(loss if i < steps else loss + 1, gradient, curvature)
+            problems.tell(loss if i < steps else loss + 1e3, gradient, curvature)
             problems.aim()
         assert problems.stalled.all()
         assert (problems.settled() == settled).all()
+
+
+def staggered(n_targets):
+    """Targets of very different difficulty, and folds."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((120, 8)) * np.logspace(0, -1, 8)
+    noise = np.linspace(0, 1, n_targets) * rng.logistic(size=(120, n_targets))
+    return x, x @ rng.standard_normal((8, n_targets)) * 3 + noise > 0.3, rng.permutation(np.arange(120) % 3)
+
+
+def test_held_out_losses_are_those_of_the_fits_wherever_these_end():
+    x, y, folds = staggered(9)
+    rows = ArrayRows(x)
+    stats = accumulate(rows, None, folds)
+    for max_passes in range(14, 27):  # where some fits' last step is refused
+        with warnings.catch_warnings(action="ignore", category=UnconvergedWarning):
+            fit = logistic_cv(rows, y, folds, stats, [1e-4], max_passes=max_passes)
+        z = np.einsum("nd,ntd->nt", x, fit.fold_weights[folds]) + fit.fold_bias[folds]
+        np.testing.assert_allclose(fit.cv_loss[0], np.logaddexp(0, np.where(y, -z, z)).mean(axis=0), rtol=1e-9)
+
+
+def test_a_penalty_given_five_times_has_the_same_answer_five_times_whatever_ends_meanwhile():
+    # So many targets that the five are walked in two stretches, of which the one ends before the other.
+    x, y, folds = staggered(60)
+    rows = ArrayRows(x)
+    stats = accumulate(rows, None, folds)
+    fit = logistic_cv(rows, y, folds, stats, [30.0] * 5, tol=1e-9)
+    assert fit.fold_converged.all()
+    alone = [logistic_cv(rows, y[:, t], folds, stats, [30.0], tol=1e-9).cv_loss[0, 0] for t in range(60)]
+    np.testing.assert_allclose(fit.cv_loss, np.broadcast_to(alone, (5, 60)), rtol=1e-7)
 
 
 def test_float32_fits_short_of_their_tolerance_are_told_of():

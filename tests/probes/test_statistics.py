@@ -206,7 +206,7 @@ def test_columns_whose_squares_underflow_count_as_constant(namespace, standardiz
         assert (to_numpy(moments.scale)[gone] == 1).all()
     ours, theirs = (ridge_cv(s, np.logspace(-2, 4, 7), standardize=standardize) for s in (stats, without))
     np.testing.assert_array_equal(ours.alpha, theirs.alpha)
-    assert not to_numpy(ours.weights)[:, gone].any()
+    assert np.abs(to_numpy(ours.weights)[:, gone]).max() < 1e-12  # what rounding leaves in the eigenvectors
     np.testing.assert_allclose(to_numpy(ours.weights)[:, kept], to_numpy(theirs.weights), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(to_numpy(ours.bias), to_numpy(theirs.bias), rtol=1e-5, atol=1e-7)
 
