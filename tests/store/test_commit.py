@@ -119,7 +119,8 @@ def test_a_schema_cannot_lead_out_of_the_store(example: Any, site: str) -> None:
 @pytest.mark.parametrize("key", ["/a", "../a", "a/../b", "a/./b", "a//b", "a/", "", "."])
 def test_keys_stay_in_the_folder(tmp_path: Path, key: str) -> None:
     location = Directory(tmp_path / "store")
-    for use in (location.read, location.exists, location.remove, location.clear, lambda key: location.write(key, [b""])):
+    uses = (location.read, location.exists, location.remove, location.clear, lambda key: location.write(key, [b""]))
+    for use in uses:
         with pytest.raises(StoreError, match="leads out of the store"):
             use(key)
     assert list(tmp_path.iterdir()) == []
