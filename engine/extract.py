@@ -20,7 +20,7 @@ from sonde.store import Commit, Labels, Range, Schema, Store, as_numpy, ensure_v
 
 from .batches import Batch, collate, split
 from .capture import Capture, Recorder
-from .config import ExtractConfig
+from .config import DataSection, ExtractConfig
 from .dataset import load_dataset
 from .inputs import Encoded, Encoder
 from .model import Model, load_model
@@ -107,10 +107,8 @@ def extract(
     labels = [Labels.from_column(n, dataset.column(n), classes=dataset.classes.get(n)) for n in dataset.labels]
     model = load_model(config.model)
     capture = Capture.plan(config.capture.sites, config.capture.tokens, config.capture.layers, model.n_layers)
-    prompt_format, truncate = (
-        ("auto", None) if config.data is None else (config.data.prompt_format, config.data.truncate)
-    )
-    encoder = Encoder(model, capture.tokens, prompt_format, truncate)
+    data = config.data or DataSection()
+    encoder = Encoder(model, capture.tokens, data.prompt_format, data.truncate)
     with ExitStack() as stack:
         recorder = Recorder(model.module, model.blocks, capture)
         stack.callback(recorder.close)

@@ -118,5 +118,6 @@ def test_the_names_of_the_package() -> None:
         assert getattr(sonde, name) is not None
     assert callable(sonde.extract)
     assert "numpy" not in dir(sonde)
+    misspelt = "exract"
     with pytest.raises(AttributeError, match="module 'sonde' has no attribute 'exract'"):
-        _ = sonde.exract  # type: ignore[attr-defined]
+        getattr(sonde, misspelt)
