@@ -177,7 +177,7 @@ def _table(
     alphas: NDArray[np.float64],
     seed: int,
 ) -> Results:
-    model, name, primary = str(store.schema.model.get("name")), store.location.root.name, PRIMARY[problem.kind]
+    model, name, primary = str(store.schema.model.get("name")), store.location.name, PRIMARY[problem.kind]
     origin = {"model": model, "store": name, "labels": problem.labels}
     common = origin | {"split_hash": problem.split.hash, "seed": seed}
     records = [

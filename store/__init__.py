@@ -1,13 +1,16 @@
 """The chunked Zarr store of activations."""
 
 from .commit import ArrayCommit, Commit
+from .directory import Directory
 from .dtype import as_float32, as_numpy, as_torch, bfloat16
 from .labels import Kind, Labels
 from .layer import Layer
-from .location import Directory, locate
+from .locate import locate
+from .location import Location
 from .ranges import Range, plan_range_size, plan_ranges
 from .schema import ArraySpec, Schema, versions
-from .store import Damage, Store, ensure_vacant
+from .store import Store, ensure_vacant
+from .verify import Damage
 from .writer import RangeWriter
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "Kind",
     "Labels",
     "Layer",
+    "Location",
     "Range",
     "RangeWriter",
     "Schema",

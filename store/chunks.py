@@ -1,4 +1,4 @@
-"""Chunks on the disk: the array's bytes followed by their crc32c, as Zarr's codecs ``bytes, crc32c`` lay them out.
+"""Chunks on the disk: the array's bytes, compressed or not, followed by their crc32c, as Zarr's codecs lay them out.
 
 Whole chunks are written and read here straight from and into the arrays' memory; every Zarr v3 reader opens the same
 files.
@@ -7,7 +7,7 @@ files.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sonde.errors import CorruptStoreError
 
-from .location import Directory
+from .codecs import Codec, decode, encode
+from .location import Location
 
 CRC_BYTES = 4
 # Read or written while it is in the processor's cache, a block costs its checksum next to nothing.
@@ -33,21 +34,22 @@ class Chunk:
     crc32c: str
 
 
-def write_chunk(location: Directory, key: str, x: NDArray[Any]) -> Chunk:
+def write_chunk(location: Location, key: str, x: NDArray[Any], codec: Codec | None = None) -> Chunk:
     """Write one C-contiguous chunk and wait until it is on the disk."""
     checksum = _Checksum()
+    data = _bytes_of(x) if codec is None else np.frombuffer(encode(codec, x), dtype=np.uint8)
 
     def parts() -> Iterator[NDArray[np.uint8] | bytes]:
-        for block in _blocks(x):
+        for block in _blocks(data):
             checksum.update(block)
             yield block
         yield checksum.digest()
 
     location.write(key, parts())
-    return Chunk(key, x.nbytes + CRC_BYTES, checksum.digest().hex())
+    return Chunk(key, data.nbytes + CRC_BYTES, checksum.digest().hex())
 
 
-def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) -> None:
+def read_chunk(location: Location, chunk: Chunk, out: NDArray[Any], what: str, codec: Codec | None = None) -> None:
     """Read one whole chunk into the C-contiguous ``out`` and check it against its commit.
 
     Raises
@@ -55,10 +57,29 @@ def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) 
     CorruptStoreError
         If the chunk is missing, of another length, damaged, or not the one that was committed; ``what`` names it.
     """
+    assert out.flags.c_contiguous
+    assert codec is not None or chunk.nbytes == out.nbytes + CRC_BYTES
+    data = _bytes_of(out) if codec is None else np.empty(chunk.nbytes - CRC_BYTES, dtype=np.uint8)
+    _read_blocks(location, chunk, _blocks(data), what)
+    if codec is not None:
+        try:
+            decode(codec, data, out)
+        except CorruptStoreError as error:
+            raise CorruptStoreError(f"{what} is damaged: {error} ({location}/{chunk.key}); {_REMEDY}") from error
+
+
+def check_chunk(location: Location, chunk: Chunk, what: str) -> None:
+    """Read one chunk, a block at a time, and check it against its commit; raises as `read_chunk`."""
+    n = chunk.nbytes - CRC_BYTES
+    block = np.empty(min(n, _BLOCK_BYTES), dtype=np.uint8)
+    _read_blocks(location, chunk, (block[: n - start] for start in range(0, n, _BLOCK_BYTES)), what)
+
+
+def _read_blocks(location: Location, chunk: Chunk, blocks: Iterable[NDArray[np.uint8]], what: str) -> None:
     checksum, stored = _Checksum(), bytearray(CRC_BYTES)
 
     def buffers() -> Iterator[memoryview]:
-        for block in _blocks(out):
+        for block in blocks:
             yield block.data
             checksum.update(block)
         yield memoryview(stored)
@@ -73,7 +94,7 @@ def read_chunk(location: Directory, chunk: Chunk, out: NDArray[Any], what: str) 
         if error.errno != errno.EIO:
             raise
         raise CorruptStoreError(f"{what} cannot be read from the disk ({error}); {_REMEDY}") from error
-    if size != chunk.nbytes or size != out.nbytes + CRC_BYTES:
+    if size != chunk.nbytes:
         raise CorruptStoreError(
             f"{what} has {size} bytes where {chunk.nbytes} were committed ({location}/{chunk.key}); {_REMEDY}"
         )
@@ -97,8 +118,11 @@ class _Checksum:
         return self._value.to_bytes(CRC_BYTES, "little")
 
 
-def _blocks(x: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
-    data = x.reshape(-1).view(np.uint8)
+def _bytes_of(x: NDArray[Any]) -> NDArray[np.uint8]:
+    return x.reshape(-1).view(np.uint8)
+
+
+def _blocks(data: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     return (data[start : start + _BLOCK_BYTES] for start in range(0, len(data), _BLOCK_BYTES))
 
 

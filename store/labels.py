@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -97,6 +97,33 @@ class Labels:
             return _BUILDERS[kind](name, column, known, classes)
         except (TypeError, ValueError) as error:
             raise InputError(f"labels {name!r}: not all values are {kind}: {error}") from error
+
+    def spread(self, rows: NDArray[np.int64], n_rows: int) -> Labels:
+        """Put the value of sample i into row ``rows[i]`` of ``n_rows``; the others are missing."""
+        values = np.full((n_rows, *self.values.shape[1:]), self._missing, dtype=self.values.dtype)
+        values[rows] = self.values
+        return replace(self, values=values)
+
+    def gather(self, rows: NDArray[np.int64], n_samples: int) -> Labels:
+        """Take the value of sample i from row ``rows[i]``; samples beyond have none."""
+        values = np.full((n_samples, *self.values.shape[1:]), self._missing, dtype=self.values.dtype)
+        values[: len(rows)] = self.values[rows]
+        return replace(self, values=values)
+
+    def column(self) -> list[Any]:
+        """The values as `from_column` takes them: class names, lists of targets, numbers; None where missing."""
+        if self.kind == "multiclass":
+            return [None if value == MISSING else self.names[value] for value in self.values.tolist()]
+        if self.kind == "multilabel":
+            return [
+                [name for name, value in zip(self.names, row, strict=True) if value == 1] if known else None
+                for row, known in zip(self.values.tolist(), self.present, strict=True)
+            ]
+        return [value if known else None for value, known in zip(self.values.tolist(), self.present, strict=True)]
+
+    @property
+    def _missing(self) -> float:
+        return np.nan if self.kind == "regression" else MISSING
 
     def counts(self) -> dict[str, int]:
         """Samples per class, or positives per target."""

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sonde.errors import InputError, StoreError
+from sonde.errors import InputError
 
 from .chunks import read_chunk
-from .commit import Commit
-from .dtype import as_torch
-from .location import Directory
+from .dtype import as_numpy, as_torch
+from .flight import in_flight
+from .quantize import dequantize
 from .ranges import Range
-from .schema import ArraySpec, Schema
+from .reader import LayerReader
 
 if TYPE_CHECKING:
     import torch
 
 
-class Layer:
+class Layer(LayerReader):
     """Activations of one (site, tokens, layer): a lazy ``[sample, hidden]`` in the store's dtype, bfloat16 by default.
 
     Iterating gives ``(rows, x)`` per committed range, ``rows`` a slice of the samples and ``x``
-    ``[len(rows), hidden]``, with one chunk in memory. Every chunk is checked against its commit as it is read.
-    Rows of skipped samples are NaN.
+    ``[len(rows), hidden]``, with a few chunks in memory: the next ones are read while the caller works. Every chunk is
+    checked against its commit as it is read. Rows of skipped samples are NaN; int8 is read as float32.
     """
-
-    def __init__(
-        self,
-        location: Directory,
-        schema: Schema,
-        spec: ArraySpec,
-        layer: int,
-        ranges: tuple[Range, ...],
-        commits: Mapping[int, Commit],
-    ) -> None:
-        self.spec = spec
-        self.layer = layer
-        self.dtype = schema.numpy_dtype
-        self._location = location
-        self._row = spec.layers.index(layer)
-        self._range_size = schema.range_size
-        self._ranges = ranges
-        self._commits = commits
 
     def __repr__(self) -> str:
         return f"<Layer {self.spec.name} {self.layer}: {self.dtype} [{self.shape[0]}, {self.shape[1]}]>"
@@ -53,20 +35,11 @@ class Layer:
     @property
     def shape(self) -> tuple[int, int]:
         """(samples, hidden)."""
-        return self._ranges[-1].stop, self.spec.hidden
-
-    @property
-    def hidden_size(self) -> int:
-        """Length of a vector."""
-        return self.spec.hidden
-
-    def __len__(self) -> int:
-        return self.shape[0]
+        return self._schema.n_samples, self.spec.hidden
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        for range_ in self._ranges:
-            if range_.index in self._commits:
-                yield range_.rows, self.range(range_.index)
+        for range_, x in zip(self._committed, in_flight(self._read, self._committed), strict=True):
+            yield range_.rows, x
 
     def range(self, index: int) -> NDArray[Any]:
         """Read one range: ``[len(range), hidden]``.
@@ -78,14 +51,20 @@ class Layer:
         CorruptStoreError
             If its chunk is not what was committed.
         """
-        if not 0 <= index < len(self._ranges):
-            raise StoreError(f"there is no range {index}: the store has {len(self._ranges)}, from 0")
-        out = np.empty((self._range_size, self.spec.hidden), dtype=self.dtype)
-        self._read_into(self._ranges[index], out)
-        return out[: len(self._ranges[index])]
+        return self._read(self._range(index))
 
-    def numpy(self) -> NDArray[Any]:
-        """Read the layer: ``[sample, hidden]``, by default of ``ml_dtypes.bfloat16``.
+    def numpy(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read the layer, several chunks at a time, straight into one array.
+
+        Parameters
+        ----------
+        out
+            C-contiguous ``[sample, hidden]`` of :attr:`dtype`, to be read into and returned; a new one if left out.
+
+        Returns
+        -------
+        ndarray
+            ``[sample, hidden]``, by default of ``ml_dtypes.bfloat16``.
 
         Raises
         ------
@@ -93,17 +72,40 @@ class Layer:
             If some ranges are not committed yet.
         CorruptStoreError
             If a chunk is not what was committed.
+        InputError
+            If ``out`` is of another shape, dtype or order.
         """
-        size = self._range_size
-        # Chunks are of equal size on the disk: the last one's padding has a place behind the rows.
-        out = np.empty((len(self._ranges) * size, self.spec.hidden), dtype=self.dtype)
         for range_ in self._ranges:
-            self._read_into(range_, out[range_.start : range_.start + size])
-        return out[: len(self)]
+            self._array(range_)
+        if out is None:
+            out = np.empty(self.shape, dtype=self.dtype)
+        elif (out.shape, out.dtype) != (self.shape, self.dtype) or not out.flags.c_contiguous:
+            raise InputError(
+                f"out must be C-contiguous {self.dtype} {list(self.shape)}, got {out.dtype} {list(out.shape)}"
+            )
+        target = out
+        for _ in in_flight(lambda range_: self._read_into(range_, target[range_.rows]), self._ranges):
+            pass
+        return out
 
-    def torch(self) -> torch.Tensor:
-        """Read the layer as a tensor: a view of what :meth:`numpy` reads."""
-        return as_torch(self.numpy())
+    def torch(self, out: torch.Tensor | None = None, *, pin_memory: bool | None = None) -> torch.Tensor:
+        """Read the layer as a tensor in host memory, without a second copy; arguments as of :meth:`numpy`.
+
+        Parameters
+        ----------
+        out
+            Contiguous CPU tensor ``[sample, hidden]`` to be read into and returned.
+        pin_memory
+            Whether a new tensor is page-locked, for fast copies to a GPU; left out, where CUDA is there.
+        """
+        import torch
+
+        if out is None:
+            pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
+            dtype = as_torch(np.empty(0, dtype=self.dtype)).dtype
+            out = torch.empty(self.shape, dtype=dtype, pin_memory=pinned)
+        self.numpy(as_numpy(out))
+        return out
 
     def rows(self, rows: ArrayLike) -> NDArray[Any]:
         """Read some samples: ``[len(rows), hidden]`` in the order asked for; each chunk is read once.
@@ -113,24 +115,34 @@ class Layer:
         InputError
             If a row is not an integer from 0 to the number of samples.
         """
-        wanted = np.atleast_1d(np.asarray(rows))
-        if not wanted.size:
-            return np.empty((0, self.spec.hidden), dtype=self.dtype)
-        if wanted.dtype.kind not in "iu" or wanted.ndim != 1 or wanted.min() < 0 or wanted.max() >= len(self):
-            raise InputError(f"rows must be integers from 0 to {len(self) - 1}, got {rows!r}")
+        wanted, index = self._locate(rows)
         out = np.empty((len(wanted), self.spec.hidden), dtype=self.dtype)
-        index = wanted // self._range_size
-        for i in np.unique(index):
-            here = index == i
-            out[here] = self.range(int(i))[wanted[here] - self._ranges[i].start]
+        touched = [self._ranges[i] for i in np.unique(index)]
+        for range_, x in zip(touched, in_flight(self._read, touched), strict=True):
+            here = index == range_.index
+            out[here] = x[wanted[here] - range_.start]
         return out
 
+    def _read(self, range_: Range) -> NDArray[Any]:
+        out = np.empty((self._schema.range_size, self.spec.hidden), dtype=self.dtype)
+        self._read_into(range_, out)
+        return out[: len(range_)]
+
     def _read_into(self, range_: Range, out: NDArray[Any]) -> None:
-        commit = self._commits.get(range_.index)
-        if commit is None:
-            raise StoreError(
-                f"{self._location} is not finished: range {range_.index} of {len(self._ranges)} is not committed; "
-                "finish it with `sonde extract --resume`, or iterate over the layer to read what is there"
-            )
+        """Read a range's chunk into ``out``, which has room for the whole chunk or for the range alone."""
+        size = self._schema.range_size
+        if len(out) < size:
+            # Chunks are of equal size on the disk: the padding behind a short range needs a place of its own.
+            out[:] = self._read(range_)
+            return
+        array = self._array(range_)
+        chunk = array.chunks[self._row]
         what = f"range {range_.index} of layer {self.layer} of {self.spec.name}"
-        read_chunk(self._location, commit.arrays[self.spec.name].chunks[self._row], out, what)
+        if array.scale is None:
+            read_chunk(self._location, chunk, out, what, self._codec)
+            return
+        q = np.empty(out.shape, dtype=np.int8)
+        scale = np.empty((len(self.spec.layers), size), dtype=np.float32)
+        read_chunk(self._location, chunk, q, what, self._codec)
+        read_chunk(self._location, array.scale, scale, f"the scale of {what}")
+        dequantize(q, scale[self._row], out)

@@ -6,27 +6,36 @@ whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from sonde.errors import CorruptStoreError, StoreError
 
 from . import commit
+from .codecs import CODECS
+from .columns import add_column, digests_of
+from .directory import Directory
 from .dtype import BFloat16
-from .labels import Labels
-from .location import Directory
-from .schema import Schema
+from .location import Location
+from .pooling import MODALITIES
+from .schema import ArraySpec, Schema, checksum
+from .token_buffer import Tokens
+from .trees import add_array, bytes_of, new_tree, read_tree
 
 _ATTRIBUTE = "sonde"
+_DOTTED: dict[str, Any] = {"name": "default", "separator": "."}
+_DECISIVE = (
+    *("zarr_format", "node_type", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"),
+    "dimension_names",
+)
+_FIRST = ("values", "target")
 _FOLDERS = ("samples", "activations", "labels", commit.FOLDER)
 _REMNANT = re.compile(
     r"(samples|activations)/([^/]+/)*(zarr\.json|c/0)"
@@ -36,40 +45,166 @@ _REMNANT = re.compile(
 )
 
 
-def create(location: Directory, schema: Schema, columns: Mapping[str, Sequence[str]]) -> None:
+def create(location: Location, schema: Schema, columns: Mapping[str, Sequence[str]]) -> None:
     """Write the metadata of an empty store; until it is complete the folder is no store.
 
     What an earlier creation left is removed first: it may have had other columns or arrays.
     """
-    tree, root = _new_tree({_ATTRIBUTE: schema.to_json() | {"samples_sha256": _digest(columns)}})
+    for folder in _FOLDERS:
+        location.clear(folder)
+    objects = _objects(schema, columns)
+    last = objects.pop("zarr.json")
+    for key, data in objects.items():
+        location.write(key, [data])
+    location.sync(sorted({key.rpartition("/")[0] for key in objects}))
+    location.publish("zarr.json", last)
+
+
+def extend(location: Location, schema: Schema, columns: Mapping[str, Sequence[str]]) -> None:
+    """Replace the metadata of a store by that of a schema with more samples or arrays.
+
+    Every object is replaced whole, longer columns before the arrays that are to have their length and the schema
+    last: whenever it is cut off, and to whoever reads meanwhile, what the old schema speaks of is as it was.
+    """
+    objects = _objects(schema, columns)
+    for key in sorted(objects, key=lambda key: (key == "zarr.json", key.endswith("zarr.json"))):
+        if key == "zarr.json" or not (location.exists(key) and location.read(key) == objects[key]):
+            location.publish(key, objects[key])
+
+
+def restore(location: Location, schema: Schema, columns: Mapping[str, Sequence[str] | NDArray[np.str_]]) -> None:
+    """Put back the metadata of every array, which the schema and the columns decide; the schema itself stays."""
+    for key, data in _objects(schema, columns).items():
+        if key != "zarr.json" and not key.startswith("samples/"):
+            location.publish(key, data)
+
+
+def add_arrays(location: Location, schema: Schema) -> None:
+    """Write the metadata of arrays that the schema has and the store has not yet; it gets the schema after that."""
+    for key, data in _objects(schema, {"id": [], "group": []}, coordinates=False).items():
+        if key.startswith("activations/") and not location.exists(key):
+            location.publish(key, data)
+
+
+def publish_schema(location: Location, schema: Schema, digests: Sequence[str]) -> None:
+    """Replace the schema of a store; its sample columns stay."""
+    tree, _ = new_tree(_root_attributes(schema, digests))
+    location.publish("zarr.json", bytes_of(tree)["zarr.json"])
+
+
+def damage(location: Location, schema: Schema) -> list[str]:
+    """Find the activations arrays whose ``zarr.json`` says something else than the schema: other readers go by it."""
+    tree = _objects(schema, {"id": [], "group": []}, coordinates=False)
+    errors = []
+    for key, data in tree.items():
+        if not key.startswith("activations/") or not key.endswith("/zarr.json"):
+            continue
+        try:
+            found, wanted = json.loads(location.read(key)), json.loads(data)
+            same = all(found.get(name) == wanted.get(name) for name in _DECISIVE)
+            if same and wanted["node_type"] == "array":
+                # An append that did not come to its end leaves arrays that are longer.
+                (*outer, rows), (*outer_wanted, rows_wanted) = _rows_last(found["shape"]), _rows_last(wanted["shape"])
+                same = outer == outer_wanted and rows >= rows_wanted
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, CorruptStoreError):
+            same = False
+        if not same:
+            errors.append(f"{location}/{key} is missing or damaged; `sonde verify --repair` writes it again")
+    return errors
+
+
+def tokens_group(schema: Schema, spec: ArraySpec, tokens: Tokens) -> dict[str, bytes]:
+    """Metadata of the group that holds one range of an array of all tokens, by key below its folder."""
+    tree, group = new_tree({"modality": list(MODALITIES)})
+    shape = (len(spec.layers), tokens.n_tokens, spec.hidden)
+    _add_chunked(group, "values", schema, shape, (1, tokens.chunk_tokens, spec.hidden), ["layer", "token", "hidden"])
+    if schema.dtype == "int8":
+        _add_scales(group, "scale", shape[:2], (shape[0], max(1, shape[1])), ["layer", "token"])
+    for name, dimension in (("offsets", "boundary"), ("token_ids", "token"), ("modality", "token")):
+        values: NDArray[Any] = getattr(tokens, name)
+        group.create_array(
+            name,
+            shape=values.shape,
+            chunks=(max(1, len(values)),),
+            dtype=values.dtype,
+            filters=None,
+            compressors=[Crc32cCodec()],
+            dimension_names=[dimension],
+            chunk_key_encoding=_DOTTED,
+        )
+    return bytes_of(tree)
+
+
+def _objects(
+    schema: Schema, columns: Mapping[str, Sequence[str] | NDArray[np.str_]], *, coordinates: bool = True
+) -> dict[str, bytes]:
+    """Everything of a store but activations, commits, labels and logs, by key."""
+    tree, root = new_tree(_root_attributes(schema, digests_of(schema, columns)) if coordinates else {})
     samples = root.create_group("samples")
-    for name, column in columns.items():
-        _add_strings(samples, name, column, "sample")
+    for name, column in columns.items() if coordinates else ():
+        add_column(samples, name, column, schema)
     root.create_group("labels")
     root.create_group(commit.FOLDER)
     root.create_group("log")
+    n_rows = schema.n_rows()
     for spec in schema.arrays:
-        root.create_array(
-            spec.path,
-            shape=(len(spec.layers), schema.n_samples, spec.hidden),
-            chunks=(1, schema.range_size, spec.hidden),
-            dtype=BFloat16() if schema.dtype == "bfloat16" else schema.dtype,
-            filters=None,
-            serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
-            fill_value=float("nan"),
-            dimension_names=["layer", "sample", "hidden"],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            config={"write_empty_chunks": True},
-        )
+        if spec.ragged:
+            root.create_group(spec.path)
+        else:
+            shape = (len(spec.layers), n_rows, spec.hidden)
+            chunks = (1, schema.range_size, spec.hidden)
+            _add_chunked(root, spec.path, schema, shape, chunks, ["layer", "sample", "hidden"])
+            if schema.dtype == "int8":
+                _add_scales(root, spec.scale_path, shape[:2], (shape[0], schema.range_size), ["layer", "sample"])
         site = root[f"activations/{spec.site}"]
         assert isinstance(site, zarr.Group)
-        if "layer" not in site:
-            _add_array(site, "layer", np.asarray(spec.layers, dtype=np.int64), ["layer"])
-            _add_strings(site, "sample", columns["id"], "sample")
-    for folder in _FOLDERS:
-        location.clear(folder)
-    _put(location, "", tree)
+        if coordinates and "layer" not in site:
+            add_array(site, "layer", np.asarray(spec.layers, dtype=np.int64), ["layer"])
+            add_column(site, "sample", columns["id"], schema)
+    return bytes_of(tree)
+
+
+def _root_attributes(schema: Schema, digests: Sequence[str]) -> dict[str, Any]:
+    # As JSON reads it back, so that its checksum is the same then.
+    attribute = json.loads(json.dumps(schema.to_json() | {"samples_sha256": list(digests)}))
+    return {_ATTRIBUTE: attribute | {"sha256": checksum(attribute)}}
+
+
+def _add_chunked(
+    group: zarr.Group, name: str, schema: Schema, shape: tuple[int, ...], chunks: tuple[int, ...], names: list[str]
+) -> None:
+    codec = CODECS[schema.codec]
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=BFloat16() if schema.dtype == "bfloat16" else schema.dtype,
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=[*([codec.zarr(schema.storage_dtype.itemsize)] if codec else []), Crc32cCodec()],
+        fill_value=0 if schema.dtype == "int8" else float("nan"),
+        dimension_names=names,
+        chunk_key_encoding=_DOTTED,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _add_scales(
+    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], names: list[str]
+) -> None:
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype="float32",
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        fill_value=float("nan"),
+        dimension_names=names,
+        chunk_key_encoding=_DOTTED,
+        config={"write_empty_chunks": True},
+    )
 
 
 def is_remnant(key: str) -> bool:
@@ -77,18 +212,18 @@ def is_remnant(key: str) -> bool:
     return _REMNANT.fullmatch(key) is not None
 
 
-def open_schema(location: Directory) -> tuple[Schema, str]:
-    """Read the schema and the digest of the sample columns.
+def open_schema(location: Location) -> tuple[Schema, tuple[str, ...]]:
+    """Read the schema and the digests of the sample columns, one for each part.
 
     Raises
     ------
     StoreError
         If there is no store here, or it is none of ours.
     """
-    if not location.root.exists():
+    if isinstance(location, Directory) and not location.root.exists():
         raise StoreError(f"{location} does not exist; make a store with `sonde extract`")
     try:
-        attributes = dict(_tree(location, "", ["zarr.json"]).attrs)
+        attributes = dict(read_tree(location, "", ["zarr.json"]).attrs)
     except CorruptStoreError:
         raise
     except Exception as error:
@@ -96,119 +231,14 @@ def open_schema(location: Directory) -> tuple[Schema, str]:
     if _ATTRIBUTE not in attributes:
         raise StoreError(f"{location} is a Zarr group, but not one that sonde made: its attributes lack {_ATTRIBUTE!r}")
     data: Any = attributes[_ATTRIBUTE]
-    digest = data.pop("samples_sha256", "") if isinstance(data, dict) else ""
-    return Schema.from_json(data, str(location)), str(digest)
+    schema = Schema.from_json(data, str(location))
+    # Only the first version of the schema has no checksum.
+    found = data.pop("sha256", None)
+    if found != checksum(data) and not (found is None and schema.version == 1):
+        raise CorruptStoreError(f"{location}: the attribute `sonde` of zarr.json is damaged; restore it from a copy")
+    digests = data.get("samples_sha256", "")
+    return schema, tuple(digests) if isinstance(digests, list) else (str(digests),)
 
 
-def read_columns(location: Directory, digest: str) -> dict[str, NDArray[np.str_]]:
-    """Read all sample columns, as numpy strings ``[sample]``.
-
-    Raises
-    ------
-    CorruptStoreError
-        If they are not what was written.
-    """
-    try:
-        samples = _tree(location, "samples/")
-        columns = {name: np.array(np.asarray(array[:]).tolist(), dtype=str) for name, array in sorted(samples.arrays())}
-    except Exception as error:
-        raise CorruptStoreError(
-            f"{location}: the sample columns cannot be read ({error}); restore samples/ from a copy"
-        ) from error
-    if _digest(columns) != digest:
-        raise CorruptStoreError(f"{location}: the sample columns are damaged; restore samples/ from a copy")
-    return columns
-
-
-def label_names(location: Directory) -> list[str]:
-    """Names of the labels in the store."""
-    return [name for name in location.list("labels") if location.exists(f"labels/{name}/zarr.json")]
-
-
-def write_labels(location: Directory, labels: Labels) -> None:
-    """Put labels, aligned to the samples, into the store; they appear whole or not at all."""
-    tree, group = _new_tree({"kind": labels.kind, "names": list(labels.names), "sha256": _labels_digest(labels)})
-    dimensions = ["sample", "target"][: labels.values.ndim]
-    _add_array(group, "values", labels.values, dimensions)
-    if labels.kind == "multilabel":
-        _add_strings(group, "target", labels.names, "target")
-    # Labels of another kind have other arrays; what they leave behind would be in the way of these.
-    location.clear(f"labels/{labels.name}")
-    _put(location, f"labels/{labels.name}/", tree)
-
-
-def read_labels(location: Directory, name: str) -> Labels:
-    """Read labels by name.
-
-    Raises
-    ------
-    StoreError
-        If the store has no such labels; the message lists those that it has.
-    CorruptStoreError
-        If they are not what was written.
-    """
-    known = label_names(location)
-    if name not in known:
-        there = f"it has {', '.join(known)}" if known else "it has none yet"
-        raise StoreError(f"{location} has no labels {name!r}: {there}; add some with `sonde labels add`")
-    try:
-        group = _tree(location, f"labels/{name}/")
-        values: Any = group["values"]
-        attributes: Any = group.attrs
-        labels = Labels(name, attributes["kind"], values[:], tuple(attributes["names"]))
-        intact = _labels_digest(labels) == attributes["sha256"]
-    except Exception as error:
-        raise CorruptStoreError(
-            f"{location}: the labels {name!r} cannot be read ({error}); add them again with --overwrite"
-        ) from error
-    if not intact:
-        raise CorruptStoreError(f"{location}: the labels {name!r} are damaged; add them again with --overwrite")
-    return labels
-
-
-def _new_tree(attributes: dict[str, Any]) -> tuple[MemoryStore, zarr.Group]:
-    tree = MemoryStore()
-    return tree, zarr.create_group(tree, zarr_format=3, attributes=attributes)
-
-
-def _tree(location: Directory, prefix: str, keys: Sequence[str] | None = None) -> zarr.Group:
-    """Read a small group into memory through the location, which refuses links, and open it there."""
-    from_bytes = default_buffer_prototype().buffer.from_bytes
-    keys = list(location.walk(prefix)) if keys is None else keys
-    tree = {key.removeprefix(prefix): from_bytes(location.read(key)) for key in keys}
-    return zarr.open_group(MemoryStore(tree, read_only=True), mode="r", zarr_format=3)
-
-
-def _put(location: Directory, prefix: str, tree: MemoryStore) -> None:
-    objects = {key: value.to_bytes() for key, value in tree._store_dict.items()}
-    last = objects.pop("zarr.json")
-    for key, data in objects.items():
-        location.write(prefix + key, [data])
-    location.sync(sorted({(prefix + key).rpartition("/")[0] for key in objects}))
-    location.publish(f"{prefix}zarr.json", last)
-
-
-def _add_array(group: zarr.Group, name: str, values: NDArray[Any], dimensions: Sequence[str]) -> None:
-    group.create_array(name, data=values, chunks=values.shape, dimension_names=dimensions, compressors=[Crc32cCodec()])
-
-
-def _add_strings(group: zarr.Group, name: str, values: Sequence[str], dimension: str) -> None:
-    array = group.create_array(
-        name, shape=(len(values),), chunks=(len(values),), dtype="string", dimension_names=[dimension]
-    )
-    array[:] = np.asarray(values, dtype=object)
-
-
-def _digest(columns: Mapping[str, Iterable[str]]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(columns):
-        for text in (name, *columns[name]):
-            data = str(text).encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def _labels_digest(labels: Labels) -> str:
-    digest = hashlib.sha256(repr((labels.kind, labels.names, labels.values.shape)).encode())
-    digest.update(np.ascontiguousarray(labels.values).astype(labels.values.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
+def _rows_last(shape: Sequence[int]) -> Sequence[int]:
+    return (*shape[:1], *shape[2:], shape[1])

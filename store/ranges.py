@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sonde.errors import InputError
@@ -29,7 +29,7 @@ class Range:
 
     @property
     def rows(self) -> slice:
-        """The rows of this range in every array of the store."""
+        """The samples of this range."""
         return slice(self.start, self.stop)
 
 
@@ -54,11 +54,23 @@ def plan_range_size(n_samples: int, row_bytes: Iterable[int]) -> int:
     return max(1, -(-n_samples // n_ranges))
 
 
-def plan_ranges(n_samples: int, range_size: int) -> tuple[Range, ...]:
-    """Cut ``n_samples`` rows into ranges of ``range_size``; the last one may be shorter."""
+def plan_ranges(n_samples: int | Sequence[int], range_size: int) -> tuple[Range, ...]:
+    """Cut samples into ranges of ``range_size``.
+
+    Parameters
+    ----------
+    n_samples
+        Samples of the store, or of each of its parts: every part begins a new range, so that what was appended never
+        touches a chunk that was there. The last range of a part may be shorter.
+    range_size
+        Samples that fill a chunk.
+    """
     if range_size < 1:
         raise InputError(f"range_size must be at least 1, got {range_size}")
-    return tuple(
-        Range(index, start, min(start + range_size, n_samples))
-        for index, start in enumerate(range(0, n_samples, range_size))
-    )
+    ranges: list[Range] = []
+    end = 0
+    for size in [n_samples] if isinstance(n_samples, int) else n_samples:
+        start, end = end, end + size
+        for first in range(start, end, range_size):
+            ranges.append(Range(len(ranges), first, min(first + range_size, end)))
+    return tuple(ranges)

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sonde.errors import StoreError
+from sonde.errors import CorruptStoreError, StoreError
 
+from .codecs import CODECS
 from .dtype import bfloat16
+from .ranges import Range, plan_ranges
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": bfloat16,
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.int8),
 }
+ALL = "all"
+"""Tokens of an array that keeps every position instead of one row per sample."""
+
+_READABLE = (1, SCHEMA_VERSION)
 _VERSIONED = ("sonde", "torch", "transformers", "zarr", "numpy")
+# Beyond these nothing was ever extracted: a store that claims more is damaged or hostile.
+_MAX_RANGES = 2**22
+_MAX_CHUNK_BYTES = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One activations array, ``[layer, sample, hidden]``.
+    """One activations array.
 
     Attributes
     ----------
@@ -35,12 +49,15 @@ class ArraySpec:
         The model's layer of each row of the first axis.
     hidden
         Length of a vector.
+    pooled
+        Whether it is made of the array of all tokens of its site, not by the model.
     """
 
     site: str
     tokens: str
     layers: tuple[int, ...]
     hidden: int
+    pooled: bool = False
 
     @property
     def name(self) -> str:
@@ -52,17 +69,56 @@ class ArraySpec:
         """Key of the array in the store."""
         return f"activations/{self.name}"
 
+    @property
+    def ragged(self) -> bool:
+        """Whether it keeps all tokens: ``[layer, token, hidden]`` per range, instead of ``[layer, sample, hidden]``."""
+        return self.tokens == ALL
+
     def chunk_key(self, row: int, range_index: int) -> str:
         """Key of the chunk that holds row ``row`` of the layer axis for one range."""
         return f"{self.path}/c.{row}.{range_index}.0"
 
+    @property
+    def scale_path(self) -> str:
+        """Key of the array of scales, float32 ``[layer, sample]``, that an int8 array has beside it."""
+        return f"{self.path}_scale"
+
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Samples that came in together: those of the first extraction, or of one append.
+
+    Attributes
+    ----------
+    n_samples
+        How many.
+    fingerprint
+        Of their data set: an append that was cut off is known by it again.
+    """
+
+    n_samples: int
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
 class Schema:
     """Content of the attribute ``sonde`` of the store's root group.
 
-    ``model``, ``capture`` and ``data`` must agree for an interrupted extraction to go on;
-    ``config`` and ``versions`` are for people.
+    ``model``, ``capture``, ``data`` and ``dtype`` must agree for an interrupted extraction to go on, or for more
+    samples to be appended; ``config`` and ``versions`` are for people.
+
+    Attributes
+    ----------
+    n_samples
+        Samples of all parts.
+    range_size
+        Samples that fill a chunk.
+    dtype
+        Of the activations: ``bfloat16``, ``float16``, ``float32``, or ``int8`` with a float32 scale for every vector.
+    codec
+        Of their chunks: ``none``, ``zstd`` or ``lz4+bitshuffle``.
+    parts
+        One for the first extraction and for each append.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -74,57 +130,128 @@ class Schema:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     dtype: str = "bfloat16"
+    codec: str = "none"
+    parts: tuple[Part, ...] = ()
     version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            object.__setattr__(self, "parts", (Part(self.n_samples, str(self.data.get("fingerprint", ""))),))
+
+    @property
+    def storage_dtype(self) -> np.dtype[Any]:
+        """The dtype of every activations array on the disk."""
+        return DTYPES[self.dtype]
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype of every activations array in memory."""
-        return DTYPES[self.dtype]
+        """The dtype of activations in memory: that of the disk, but float32 for int8."""
+        return np.dtype(np.float32) if self.dtype == "int8" else self.storage_dtype
 
     def chunk_bytes(self, array: ArraySpec) -> int:
-        """Bytes of one chunk of an array in memory: ``range_size * hidden * itemsize``."""
-        return self.range_size * array.hidden * self.numpy_dtype.itemsize
+        """Bytes of one chunk of an array before its codec: ``range_size * hidden * itemsize``."""
+        return self.range_size * array.hidden * self.storage_dtype.itemsize
+
+    @cached_property
+    def ranges(self) -> tuple[Range, ...]:
+        """All ranges, whether committed or not."""
+        return plan_ranges([part.n_samples for part in self.parts], self.range_size)
+
+    def rows(self, n_parts: int | None = None) -> NDArray[np.int64]:
+        """Row of each sample in the arrays of the store, int64 ``[sample]``.
+
+        Range i fills rows ``i * range_size`` and after: a part that does not fill its last chunk leaves rows without
+        a sample before those of the next part. Without an append sample i is row i.
+        """
+        parts = self.parts[:n_parts]
+        starts = np.cumsum([0] + [-(-part.n_samples // self.range_size) for part in parts]) * self.range_size
+        return np.concatenate(
+            [np.arange(start, start + part.n_samples) for start, part in zip(starts, parts, strict=False)]
+        )
+
+    def n_rows(self, n_parts: int | None = None) -> int:
+        """Length of the sample axis of every array, with or without the latest parts."""
+        *earlier, last = self.parts[:n_parts]
+        return sum(-(-part.n_samples // self.range_size) for part in earlier) * self.range_size + last.n_samples
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists for ``zarr.json``."""
-        return {
-            f.name: [
-                {"site": a.site, "tokens": a.tokens, "layers": list(a.layers), "hidden": a.hidden} for a in self.arrays
-            ]
-            if f.name == "arrays"
-            else getattr(self, f.name)
-            for f in fields(self)
-        }
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data |= {"arrays": [asdict(a) for a in self.arrays], "parts": [asdict(part) for part in self.parts]}
+        return data
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Schema:
-        """Read what ``to_json`` wrote.
+        """Read what ``to_json`` wrote, in this or an earlier version of the schema.
 
         Raises
         ------
         StoreError
-            If the store is of another schema version, or the attribute is not of this form.
+            If the store is of another schema version.
+        CorruptStoreError
+            If the attribute is not of this form.
         """
         found = data.get("version") if isinstance(data, dict) else None
-        if found != SCHEMA_VERSION:
+        if found not in _READABLE:
             raise StoreError(
-                f"{where}: store schema version {found!r}, but this sonde reads version {SCHEMA_VERSION}: "
-                "open it with the sonde that wrote it (see `versions` in its zarr.json)"
+                f"{where}: store schema version {found!r}, but this sonde reads versions 1 to {SCHEMA_VERSION}: "
+                "open it with the sonde that wrote it (see `versions` in its zarr.json), or update this one"
             )
         try:
             arrays = tuple(
-                ArraySpec(str(a["site"]), str(a["tokens"]), tuple(map(int, a["layers"])), int(a["hidden"]))
+                ArraySpec(
+                    _name(a["site"]),
+                    _name(a["tokens"]),
+                    tuple(map(_count, a["layers"])),
+                    _size(a["hidden"]),
+                    bool(a.get("pooled", False)),
+                )
                 for a in data["arrays"]
             )
-            schema = cls(**{f.name: data[f.name] for f in fields(cls)} | {"arrays": arrays})
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{where}: the attribute `sonde` of zarr.json is damaged ({error!r})") from error
-        if schema.dtype not in DTYPES:
-            raise StoreError(f"{where}: dtype {schema.dtype!r} in zarr.json is none of {', '.join(DTYPES)}")
-        sizes = (schema.n_samples, schema.range_size)
-        if not all(type(size) is int and size > 0 for size in sizes) or any(a.hidden < 1 for a in arrays):
-            raise StoreError(f"{where}: impossible sizes in zarr.json: {sizes} samples and rows a range")
+            parts = tuple(Part(_size(p["n_samples"]), str(p["fingerprint"])) for p in data.get("parts", ()))
+            known = {f.name: data[f.name] for f in fields(cls) if f.name not in ("arrays", "parts", "codec")}
+            schema = cls(**known | {"arrays": arrays, "parts": parts, "codec": data.get("codec", "none")})
+            sizes = {"n_samples": _size(schema.n_samples), "range_size": _size(schema.range_size)}
+            mappings = (schema.model, schema.data, schema.capture, schema.config, schema.versions)
+            if not all(isinstance(value, dict) for value in mappings):
+                raise TypeError("provenance that is no mapping")
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CorruptStoreError(f"{where}: the attribute `sonde` of zarr.json is damaged ({error!r})") from error
+        if schema.dtype not in DTYPES or schema.codec not in CODECS:
+            raise StoreError(
+                f"{where}: dtype {schema.dtype!r} and codec {schema.codec!r} in zarr.json: this sonde reads "
+                f"{', '.join(DTYPES)}, and {', '.join(CODECS)}"
+            )
+        n_ranges = sum(-(-part.n_samples // schema.range_size) for part in schema.parts)
+        largest = max((schema.chunk_bytes(array) for array in arrays), default=0)
+        whole = sum(part.n_samples for part in schema.parts) == schema.n_samples
+        distinct = len({array.name for array in arrays}) == len(arrays)
+        if not whole or not distinct or not arrays or n_ranges > _MAX_RANGES or largest > _MAX_CHUNK_BYTES:
+            raise CorruptStoreError(f"{where}: impossible sizes in zarr.json: {sizes}, chunks of {largest} bytes")
         return schema
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or any(p[:1] in ("", ".") for p in value.split("/")):
+        raise ValueError(f"the name {value!r} leads out of the store")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"impossible layer {value!r}")
+    return value
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"impossible sizes: {value!r}")
+    return value
+
+
+def checksum(data: Mapping[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,23 +14,24 @@ from numpy.typing import NDArray
 
 from sonde.errors import CorruptStoreError, InputError, StoreError
 
-from . import metadata
-from .chunks import read_chunk
+from . import label_groups, metadata
+from .codecs import CODECS
+from .columns import check_columns, read_columns
 from .commit import Commit
+from .directory import Directory
+from .flight import in_flight
+from .grow import add_pooled, add_samples
 from .labels import Kind, Labels
 from .layer import Layer
-from .location import Directory, locate
-from .ranges import Range, plan_ranges
-from .schema import ArraySpec, Schema
+from .locate import locate
+from .location import Location
+from .ranges import Range
+from .schema import ALL, DTYPES, ArraySpec, Schema
+from .token_layer import TokenLayer
+from .verify import Damage, find_damage, restore
 from .writer import RangeWriter
 
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A range that is not what it was when it was committed."""
-
-    range: Range
-    errors: tuple[str, ...]
+_RECORDS_IN_FLIGHT = 16
 
 
 class Store:
@@ -46,18 +46,26 @@ class Store:
     >>> store.layer("resid_post", "last", 8).torch()         # bfloat16 [sample, hidden]; doctest: +SKIP
     """
 
-    def __init__(self, location: Directory, schema: Schema, digest: str) -> None:
+    def __init__(self, location: Location, schema: Schema, digests: tuple[str, ...]) -> None:
         self.location = location
         self.schema = schema
-        self._digest = digest
-        self.ranges = plan_ranges(schema.n_samples, schema.range_size)
-        self.commits: Mapping[int, Commit] = {}
+        self._digests = digests
+        self.commits: dict[int, Commit] = {}
         self.damaged_records: dict[int, CorruptStoreError] = {}
         self.refresh()
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str], *, strict: bool = True) -> Store:
-        """Open a store by path or ``file://`` URL.
+    def open(cls, url: str | os.PathLike[str], *, strict: bool = True, fsync: bool = True) -> Store:
+        """Open a store by path or URL.
+
+        Parameters
+        ----------
+        url
+            A path, or a URL of any scheme that `locate` knows: ``s3://bucket/run.zarr``.
+        strict
+            Refuse a store with a damaged commit record.
+        fsync
+            Whether what is written through this store waits for the disk; see `Directory`.
 
         Raises
         ------
@@ -67,14 +75,21 @@ class Store:
             If a commit record is damaged, unless ``strict`` is off: then its range counts as not committed, and
             :meth:`verify` tells of it.
         """
-        location = locate(url)
+        location = locate(url, fsync=fsync)
         store = cls(location, *metadata.open_schema(location))
         if strict and store.damaged_records:
             raise next(iter(store.damaged_records.values()))
         return store
 
     @classmethod
-    def create(cls, url: str | os.PathLike[str], schema: Schema, columns: Mapping[str, Sequence[str]]) -> Store:
+    def create(
+        cls,
+        url: str | os.PathLike[str],
+        schema: Schema,
+        columns: Mapping[str, Sequence[str]],
+        *,
+        fsync: bool = True,
+    ) -> Store:
         """Make an empty store.
 
         Parameters
@@ -85,6 +100,8 @@ class Store:
             Arrays, sizes and provenance.
         columns
             Text per sample; ``id`` (unique) and ``group`` are required.
+        fsync
+            Whether what is written waits for the disk; see `Directory`.
 
         Raises
         ------
@@ -93,40 +110,49 @@ class Store:
         InputError
             If the columns do not fit the schema, or the schema has no samples or contradicts itself.
         """
-        location = locate(url)
+        location = locate(url, fsync=fsync)
         if schema.n_samples < 1 or schema.range_size < 1 or not schema.arrays:
             raise InputError("a store needs at least one sample, one row a range and one array")
-        if not {"id", "group"} <= set(columns) or any(len(c) != schema.n_samples for c in columns.values()):
-            raise InputError(f"a store of {schema.n_samples} samples needs columns id and group of that length")
-        if len(set(columns["id"])) != schema.n_samples:
-            raise InputError("sample ids must be unique")
-        if any("\0" in text for column in columns.values() for text in column):
-            raise InputError("ids, groups and splits cannot contain the character NUL")
+        if schema.dtype not in DTYPES or schema.codec not in CODECS:
+            raise InputError(
+                f"a store of dtype {schema.dtype!r} and codec {schema.codec!r}: there are {', '.join(DTYPES)}, "
+                f"and {', '.join(CODECS)}"
+            )
+        check_columns(columns, schema.n_samples)
         for site in {a.site for a in schema.arrays}:
             if len({a.layers for a in schema.arrays if a.site == site}) > 1:
                 raise InputError(f"all arrays of the site {site!r} must have the same layers")
         ensure_vacant(location)
         metadata.create(location, schema, columns)
-        return cls.open(url)
+        return cls.open(url, fsync=fsync)
 
     def refresh(self) -> None:
         """Look again which ranges are committed."""
-        present = set(self.location.list("commits"))
-        commits: dict[int, Commit] = {}
-        self.damaged_records = {}
-        for range_ in self.ranges:
-            if f"{range_.name}.json" in present:
-                try:
-                    commits[range_.index] = Commit.read(self.location, range_, self.schema)
-                except CorruptStoreError as error:
-                    self.damaged_records[range_.index] = error
-        self.commits = commits
+        names = set(self.location.list("commits"))
+        present = [range_ for range_ in self.ranges if f"{range_.name}.json" in names]
+        self.commits, self.damaged_records = {}, {}
+        for range_, found in zip(present, in_flight(self._read_commit, present, _RECORDS_IN_FLIGHT), strict=True):
+            if isinstance(found, Commit):
+                self.commits[range_.index] = found
+            else:
+                self.damaged_records[range_.index] = found
+
+    def _read_commit(self, range_: Range) -> Commit | CorruptStoreError:
+        try:
+            return Commit.read(self.location, range_, self.schema)
+        except CorruptStoreError as error:
+            return error
 
     # What it holds
 
     @property
+    def ranges(self) -> tuple[Range, ...]:
+        """All ranges, whether committed or not."""
+        return self.schema.ranges
+
+    @property
     def n_samples(self) -> int:
-        """Rows of every array."""
+        """Samples, those without activations counted."""
         return self.schema.n_samples
 
     @property
@@ -166,7 +192,7 @@ class Store:
     @cached_property
     def columns(self) -> dict[str, NDArray[np.str_]]:
         """Sample columns as numpy strings ``[sample]``: ``id``, ``group``, and ``split`` where it was given."""
-        return metadata.read_columns(self.location, self._digest)
+        return read_columns(self.location, self.schema, self._digests)
 
     @property
     def ids(self) -> NDArray[np.str_]:
@@ -203,19 +229,70 @@ class Store:
             If the store has no such array or layer.
         """
         spec = self.array(site, tokens)
+        if spec.ragged:
+            raise StoreError(
+                f"{self.location}: '{spec.name}' keeps every token, not one row per sample: read it with "
+                f"store.tokens({site!r}, {layer}), or make rows of it with store.pool('mean')"
+            )
+        return Layer(self.location, self.schema, *self._ensure_layer(spec, layer), self.commits)
+
+    def tokens(self, site: str, layer: int) -> TokenLayer:
+        """All tokens of one layer of a site, to be read by sample or by range.
+
+        Raises
+        ------
+        StoreError
+            If the store does not keep all tokens of this site, or has no such layer.
+        """
+        return TokenLayer(self.location, self.schema, *self._ensure_layer(self.array(site, ALL), layer), self.commits)
+
+    def _ensure_layer(self, spec: ArraySpec, layer: int) -> tuple[ArraySpec, int]:
         if layer not in spec.layers:
             raise StoreError(f"{self.location}: '{spec.name}' has no layer {layer}; it has {list(spec.layers)}")
-        return Layer(self.location, self.schema, spec, layer, self.ranges, self.commits)
+        return spec, layer
+
+    def pool(self, tokens: str, *, sites: Sequence[str] | None = None) -> tuple[ArraySpec, ...]:
+        """Make an array of one row per sample out of all tokens, without the model.
+
+        The mean and the maximum are taken in float32. Ranges that are extracted later fill the array as well.
+
+        Parameters
+        ----------
+        tokens
+            ``last``, ``first``, ``mean``, ``max``, ``image_mean`` or ``text_mean``, and the new array's name. A sample
+            without such a token gets a row of NaN.
+        sites
+            Which; all that keep every token if left out.
+
+        Returns
+        -------
+        tuple of ArraySpec
+            The new arrays.
+
+        Raises
+        ------
+        InputError
+            If there is no such pooling.
+        StoreError
+            If a site does not keep all tokens, or has such an array already.
+        """
+        new = add_pooled(self, tokens, sites)
+        self._reopen()
+        return new
+
+    def _reopen(self) -> None:
+        """See what has been added since."""
+        self.__dict__.update(type(self)(self.location, *metadata.open_schema(self.location)).__dict__)
 
     # Labels
 
     @property
     def label_names(self) -> list[str]:
         """Names of the labels in the store."""
-        return metadata.label_names(self.location)
+        return label_groups.label_names(self.location)
 
     def labels(self, name: str) -> Labels:
-        """Labels by name, aligned to the samples.
+        """Labels by name, aligned to the samples; those that were appended after them have none.
 
         Raises
         ------
@@ -224,13 +301,7 @@ class Store:
         CorruptStoreError
             If they are not what was written.
         """
-        labels = metadata.read_labels(self.location, name)
-        if len(labels) != self.n_samples:
-            raise CorruptStoreError(
-                f"{self.location}: labels {name!r} have {len(labels)} rows for {self.n_samples} samples: they are "
-                "another store's; add them again with --overwrite"
-            )
-        return labels
+        return label_groups.read_labels(self.location, name, self.schema)
 
     def write_labels(self, labels: Labels, *, overwrite: bool = False) -> None:
         """Put labels that are aligned to the samples into the store.
@@ -246,7 +317,7 @@ class Store:
             raise InputError(f"labels {labels.name!r} have {len(labels)} rows for {self.n_samples} samples")
         if labels.name in self.label_names and not overwrite:
             raise StoreError(f"{self.location} has labels {labels.name!r} already; replace them with --overwrite")
-        metadata.write_labels(self.location, labels)
+        label_groups.write_labels(self.location, labels, self.schema)
 
     def join_labels(
         self,
@@ -309,21 +380,48 @@ class Store:
         """The range writer of this store."""
         return RangeWriter(self.location, self.schema)
 
+    def append(self, columns: Mapping[str, Sequence[str]], *, fingerprint: str = "") -> range:
+        """Make room for more samples, in ranges of their own behind those that are there.
+
+        Who reads the earlier samples goes on undisturbed. What appends must see to it that the new activations are of
+        the same model and data settings; `sonde.extract` does.
+
+        Parameters
+        ----------
+        columns
+            Text per new sample; the same columns as the store has, ids that are not in it.
+        fingerprint
+            Of the data set that they are of. If it is that of the latest part, as after an append that was cut off,
+            nothing is added.
+
+        Returns
+        -------
+        range
+            The new samples' numbers; their ranges are missing until they are committed.
+
+        Raises
+        ------
+        InputError
+            If the columns are others than the store's, or an id is in it already.
+        StoreError
+            If another process is writing to this store, or it is of an older schema.
+        """
+        n_before = add_samples(self, columns, fingerprint)
+        self._reopen()
+        return range(n_before, self.n_samples)
+
     def verify(self) -> list[Damage]:
-        """Read every committed chunk and hold it against its commit record; return what is damaged."""
-        damaged = [Damage(self.ranges[index], (str(error),)) for index, error in self.damaged_records.items()]
-        for index, commit in sorted(self.commits.items()):
-            errors = []
-            for spec in self.arrays:
-                out = np.empty((self.schema.range_size, spec.hidden), dtype=self.schema.numpy_dtype)
-                for layer, chunk in zip(spec.layers, commit.arrays[spec.name].chunks, strict=True):
-                    try:
-                        read_chunk(self.location, chunk, out, f"range {index} of layer {layer} of {spec.name}")
-                    except CorruptStoreError as error:
-                        errors.append(str(error))
-            if errors:
-                damaged.append(Damage(commit.range, tuple(errors)))
-        return sorted(damaged, key=lambda damage: damage.range.index)
+        """Read every object and hold it against its commit record or digest; return what is damaged."""
+        return find_damage(self)
+
+    def repair(self, damaged: Sequence[Damage]) -> list[Damage]:
+        """Withdraw the commits of damaged ranges and write damaged metadata of arrays anew; return what is left.
+
+        ``sonde extract --resume`` extracts the ranges again. Columns and labels cannot be made here.
+        """
+        with self.location.lock():
+            self.forget([damage.range for damage in damaged if damage.range is not None])
+            return restore(self)
 
     def forget(self, ranges: Sequence[Range]) -> None:
         """Withdraw the commits of these ranges, so that ``sonde extract --resume`` extracts them again."""
@@ -346,6 +444,8 @@ class Store:
             "arrays": {
                 a.name: {"layers": list(a.layers), "hidden": a.hidden, "dtype": self.schema.dtype} for a in self.arrays
             },
+            "codec": self.schema.codec,
+            "parts": [part.n_samples for part in self.schema.parts],
             "labels": {name: self.labels(name).kind for name in self.label_names},
             "bytes": sum(commit.nbytes for commit in self.commits.values()),
             "nonfinite": sum(a.nonfinite for c in self.commits.values() for a in c.arrays.values()),
@@ -382,12 +482,11 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     return Store.open(url)
 
 
-def ensure_vacant(location: Directory) -> None:
+def ensure_vacant(location: Location) -> None:
     """Raise StoreError if a store, or something else than the remains of a creation, is at this place."""
-    if location.root.is_dir():
-        if location.exists("zarr.json"):
-            raise StoreError(f"{location} exists already; go on with it by --resume, or choose another --out")
-        if not all(metadata.is_remnant(key) for key in location.walk()):
-            raise StoreError(f"{location} exists and is not a store; choose another --out")
-    elif location.root.exists():
+    if location.exists("zarr.json"):
+        raise StoreError(f"{location} exists already; go on with it by --resume, or choose another --out")
+    if isinstance(location, Directory) and location.root.exists() and not location.root.is_dir():
         raise StoreError(f"{location} is a file; choose another --out")
+    if not all(metadata.is_remnant(key) for key in location.walk()):
+        raise StoreError(f"{location} exists and is not a store; choose another --out")

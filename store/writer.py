@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from sonde.errors import InputError
 
-from .chunks import write_chunk
-from .commit import ArrayCommit, Commit
+from . import metadata
+from .chunks import Chunk, write_chunk
+from .codecs import CODECS
+from .commit import ArrayCommit, Commit, TokenCommit, tokens_folder
 from .dtype import count_nonfinite
-from .location import Directory
+from .location import Location
+from .quantize import quantize
 from .ranges import Range
-from .schema import Schema
+from .schema import ALL, ArraySpec, Schema
+from .token_buffer import TokenBuffer
 
 # Waiting for one disk takes no processor: a few writers keep its queue filled.
 _WRITERS = 4
@@ -33,25 +37,36 @@ class RangeWriter:
         Its arrays and range size.
     """
 
-    def __init__(self, location: Directory, schema: Schema) -> None:
+    def __init__(self, location: Location, schema: Schema) -> None:
         self._location = location
         self._schema = schema
+        self._codec = CODECS[schema.codec]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of host memory that the buffers of one range take."""
-        return sum(len(a.layers) * self._schema.chunk_bytes(a) for a in self._schema.arrays)
-
-    def buffers(self) -> dict[str, NDArray[Any]]:
-        """Allocate one range: by array name ``[layer, range_size, hidden]`` in the store's dtype, all NaN."""
-        return {
-            a.name: np.full((len(a.layers), self._schema.range_size, a.hidden), np.nan, dtype=self._schema.numpy_dtype)
+        """Bytes of host memory that the buffers of one range take, without arrays of all tokens."""
+        return sum(
+            len(a.layers) * self._schema.range_size * a.hidden * self._schema.numpy_dtype.itemsize
             for a in self._schema.arrays
+            if not a.ragged and not a.pooled
+        )
+
+    def buffers(self) -> dict[str, Any]:
+        """Make room for one range.
+
+        Returns
+        -------
+        dict
+            By array name: ``[layer, range_size, hidden]`` in the store's dtype (float32 for int8), all NaN; for an
+            array of all tokens a `TokenBuffer`. Arrays that are pooled of it are filled by :meth:`commit`.
+        """
+        return {
+            a.name: TokenBuffer(a, self._schema) if a.ragged else self.empty(a)
+            for a in self._schema.arrays
+            if not a.pooled
         }
 
-    def commit(
-        self, range_: Range, buffers: Mapping[str, NDArray[Any]], skipped: Mapping[int, str] | None = None
-    ) -> Commit:
+    def commit(self, range_: Range, buffers: Mapping[str, Any], skipped: Mapping[int, str] | None = None) -> Commit:
         """Write a range's chunks, wait until they are on the disk, then publish its commit record.
 
         Parameters
@@ -62,44 +77,112 @@ class RangeWriter:
             As from :meth:`buffers`, filled. Rows of skipped samples and rows past the range's end are set to NaN, so
             that the bytes on the disk do not depend on what a buffer held before.
         skipped
-            Row number in the store -> why it has no activations.
+            Number of a sample in the store -> why it has no activations.
 
         Raises
         ------
         InputError
-            If the buffers are not the schema's, or a skipped row is not in the range; nothing is written.
+            If the buffers are not the schema's, or a skipped sample is not in the range; nothing is written.
         OSError
             If the disk is full or fails; the range then has no commit and does not exist.
         """
         skipped = dict(sorted((skipped or {}).items()))
         self._check(range_, buffers, skipped)
-        used = np.zeros(self._schema.range_size, dtype=bool)
-        used[: len(range_)] = True
-        used[[row - range_.start for row in skipped]] = False
-        arrays = {}
+        arranged = {name: b.arrange(range_, skipped) for name, b in buffers.items() if isinstance(b, TokenBuffer)}
+        arrays, folders = {}, []
         with ThreadPoolExecutor(_WRITERS) as pool:
             for spec in self._schema.arrays:
-                buffer = buffers[spec.name]
-                buffer[:, ~used] = np.nan
-                keys = [spec.chunk_key(row, range_.index) for row in range(len(spec.layers))]
-                chunks = pool.map(lambda key, x: write_chunk(self._location, key, x), keys, buffer)
-                unused = (len(used) - int(used.sum())) * spec.hidden
-                nonfinite = sum(count_nonfinite(layer) - unused for layer in buffer)
-                arrays[spec.name] = ArrayCommit(tuple(chunks), nonfinite)
-        self._location.sync([spec.path for spec in self._schema.arrays])
+                if spec.ragged:
+                    arrays[spec.name] = self._write_tokens(pool, spec, range_, arranged[spec.name])
+                    folder = tokens_folder(spec, range_)
+                    folders += [f"{folder}/{name}" for name in ("values", "offsets", "token_ids", "modality")]
+                    continue
+                if spec.pooled:
+                    buffer = self.empty(spec)
+                    buffers[f"{spec.site}/{ALL}"].pooled(spec, buffer, range_, skipped)
+                else:
+                    buffer = buffers[spec.name]
+                arrays[spec.name] = self.write_rows(pool, spec, range_, buffer, skipped)
+                folders += [spec.path]
+        self._location.sync(folders)
         commit = Commit(range_, arrays, skipped)
         commit.publish(self._location)
         return commit
 
-    def _check(self, range_: Range, buffers: Mapping[str, NDArray[Any]], skipped: Mapping[int, str]) -> None:
+    def write_rows(
+        self,
+        pool: ThreadPoolExecutor,
+        spec: ArraySpec,
+        range_: Range,
+        buffer: NDArray[Any],
+        skipped: Mapping[int, str],
+    ) -> ArrayCommit:
+        """Write one array's chunks of a range, without making them exist; arguments as of :meth:`commit`."""
+        used = np.zeros(self._schema.range_size, dtype=bool)
+        used[: len(range_)] = True
+        used[[row - range_.start for row in skipped]] = False
+        buffer[:, ~used] = np.nan
+        keys = [spec.chunk_key(row, range_.index) for row in range(len(spec.layers))]
+        scale = None
+        stored = buffer
+        if self._schema.dtype == "int8":
+            stored, scales = quantize(buffer)
+            scale = write_chunk(self._location, f"{spec.scale_path}/c.0.{range_.index}", scales)
+        chunks = pool.map(self._write, keys, stored)
+        unused = (len(used) - int(used.sum())) * spec.hidden
+        nonfinite = sum(count_nonfinite(layer) - unused for layer in buffer)
+        return ArrayCommit(tuple(chunks), nonfinite, scale)
+
+    def _write_tokens(self, pool: ThreadPoolExecutor, spec: ArraySpec, range_: Range, tokens: Any) -> ArrayCommit:
+        folder = tokens_folder(spec, range_)
+        self._location.clear(folder)
+        for key, data in metadata.tokens_group(self._schema, spec, tokens).items():
+            self._location.write(f"{folder}/{key}", [data])
+        places = [(row, index) for row in range(len(spec.layers)) for index in range(tokens.n_chunks)]
+        scales = np.full((len(spec.layers), tokens.n_chunks * tokens.chunk_tokens), np.nan, dtype=np.float32)
+
+        def write(place: tuple[int, int]) -> Chunk:
+            row, index = place
+            x = tokens.chunk(row, index)
+            if self._schema.dtype == "int8":
+                start = index * tokens.chunk_tokens
+                x, scales[row, start : start + tokens.chunk_tokens] = quantize(x)
+            return self._write(f"{folder}/values/c.{row}.{index}.0", x)
+
+        writes = pool.map(write, places)
+        nonfinite = tokens.nonfinite()
+        chunks = tuple(writes)
+        scale = None
+        if self._schema.dtype == "int8":
+            kept = np.ascontiguousarray(scales[:, : tokens.n_tokens])
+            scale = write_chunk(self._location, f"{folder}/scale/c.0.0", kept)
+        small = {
+            name: write_chunk(self._location, f"{folder}/{name}/c.0", getattr(tokens, name))
+            for name in ("offsets", "token_ids", "modality")
+        }
+        layout = TokenCommit(tokens.n_tokens, tokens.chunk_tokens, **small)
+        return ArrayCommit(chunks, nonfinite, scale, layout)
+
+    def _write(self, key: str, x: NDArray[Any]) -> Chunk:
+        return write_chunk(self._location, key, x, self._codec)
+
+    def empty(self, spec: ArraySpec) -> NDArray[Any]:
+        """Room for one range of one array: ``[layer, range_size, hidden]``, all NaN."""
+        shape = (len(spec.layers), self._schema.range_size, spec.hidden)
+        return np.full(shape, np.nan, dtype=self._schema.numpy_dtype)
+
+    def _check(self, range_: Range, buffers: Mapping[str, Any], skipped: Mapping[int, str]) -> None:
         for spec in self._schema.arrays:
-            shape = (len(spec.layers), self._schema.range_size, spec.hidden)
             buffer = buffers.get(spec.name)
-            if buffer is None or (buffer.shape, buffer.dtype) != (shape, self._schema.numpy_dtype):
-                found = "none" if buffer is None else f"{buffer.dtype} {list(buffer.shape)}"
+            if spec.pooled or (spec.ragged and isinstance(buffer, TokenBuffer)):
+                continue
+            shape = (len(spec.layers), self._schema.range_size, spec.hidden)
+            wanted = "a TokenBuffer" if spec.ragged else f"a buffer {self._schema.numpy_dtype} {list(shape)}"
+            if not isinstance(buffer, np.ndarray) or (buffer.shape, buffer.dtype) != (shape, self._schema.numpy_dtype):
+                found = f"{buffer.dtype} {list(buffer.shape)}" if isinstance(buffer, np.ndarray) else repr(buffer)
                 raise InputError(
-                    f"range {range_.index} of {spec.name} needs a buffer {self._schema.dtype} {list(shape)}, "
-                    f"got {found}: take it from RangeWriter.buffers()"
+                    f"range {range_.index} of {spec.name} needs {wanted}, got {found}: "
+                    "take it from RangeWriter.buffers()"
                 )
         outside = [row for row in skipped if not range_.start <= row < range_.stop]
         if outside:

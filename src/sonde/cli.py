@@ -314,21 +314,21 @@ def verify(
 
     opened = Store.open(store, strict=False)
     damaged = opened.verify()
-    if repair and damaged:
-        with opened.location.lock():
-            opened.forget([damage.range for damage in damaged])
+    left = opened.repair(damaged) if repair and damaged else damaged
     if as_json:
-        ranges = [{"range": d.range.index, "errors": list(d.errors)} for d in damaged]
-        print(json.dumps({"damaged": ranges, "verified": len(opened.commits), "repaired": repair}))
+        found = [{"range": d.range.index if d.range else None, "errors": list(d.errors)} for d in damaged]
+        print(json.dumps({"damaged": found, "verified": len(opened.commits), "repaired": repair, "left": len(left)}))
     else:
         for damage in damaged:
             for error in damage.errors:
                 print(error)
-        ended = "marked for `sonde extract --resume`" if repair else "run `sonde verify --repair` to mark them"
+        n_ranges = sum(damage.range is not None for damage in damaged)
+        others = f", {len(damaged) - n_ranges} other objects" if n_ranges < len(damaged) else ""
         missing = f", {len(opened.missing)} not committed" if opened.missing else ""
-        summary = f"{len(damaged)} of {len(opened.ranges)} ranges damaged{missing}"
+        summary = f"{n_ranges} of {len(opened.ranges)} ranges damaged{others}{missing}"
+        ended = "marked for `sonde extract --resume`" if repair else "run `sonde verify --repair` to mark them"
         print(f"{summary}; {ended}" if damaged else summary)
-    return 1 if damaged and not repair else 0
+    return 1 if left else 0
 
 
 @app.command()

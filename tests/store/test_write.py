@@ -167,7 +167,7 @@ def test_fresh_buffers_are_nan_and_of_the_planned_size(example: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda b: b.pop("resid_post/mean"), "range 0 of resid_post/mean needs a buffer.*got none"),
+        (lambda b: b.pop("resid_post/mean"), "range 0 of resid_post/mean needs a buffer.*got None"),
         (lambda b: b.update({"resid_post/last": b["resid_post/last"].astype(np.float32)}), "got float32"),
         (lambda b: b.update({"resid_post/last": b["resid_post/last"][:, :3]}), r"bfloat16 \[3, 4, 8\].*\[3, 3, 8\]"),
     ],

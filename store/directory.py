@@ -1,0 +1,162 @@
+"""A local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.errors import CorruptStoreError, StoreError
+
+from .location import Location, checked_parts
+
+
+class Directory(Location):
+    """A local folder; what lies behind a symbolic link below it is refused.
+
+    Parameters
+    ----------
+    root
+        Absolute path; made when first written to.
+    fsync
+        Wait for the disk. Off, a power cut may cost what was committed since the system last wrote to the disk, which
+        ``sonde verify`` then finds; a crash of the process alone costs nothing.
+    """
+
+    def __init__(self, root: Path, *, fsync: bool = True) -> None:
+        self.root = root
+        self._durable = fsync
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.root.name
+
+    def path(self, key: str) -> Path:
+        """Path of an object.
+
+        Raises
+        ------
+        CorruptStoreError
+            If the key is absolute, climbs out of the folder, or is reached through a symbolic link.
+        """
+        path = self.root
+        for part in checked_parts(self, key):
+            path = path / part
+            if path.is_symlink():
+                raise CorruptStoreError(
+                    f"{self.root}: {key!r} is reached through a symbolic link; put the data it points at into its place"
+                )
+        return path
+
+    def read(self, key: str) -> bytes:
+        """Whole content of an object."""
+        return self.path(key).read_bytes()
+
+    def read_into(self, key: str, buffers: Iterable[memoryview]) -> int:
+        """Fill ``buffers`` one after the other from an object and return the object's size in bytes."""
+        with self.path(key).open("rb", buffering=0) as file:
+            for buffer in buffers:
+                filled = 0
+                while filled < len(buffer):
+                    n = file.readinto(buffer[filled:])
+                    if not n:
+                        break
+                    filled += n
+            return os.fstat(file.fileno()).st_size
+
+    def write(self, key: str, parts: Iterable[Any]) -> None:
+        """Write an object from bytes-like parts and wait until its data is on the disk."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(path, parts)
+
+    def publish(self, key: str, data: bytes) -> None:
+        """Make an object appear (or be replaced) by renaming."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One name for all attempts: what a killed process left is overwritten by the next, and no litter stays.
+        partial = path.with_name(f".{path.name}.partial")
+        self.path(partial.relative_to(self.root).as_posix())
+        try:
+            self._write(partial, [data])
+            os.replace(partial, path)  # noqa: PTH105
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        self.sync([str(Path(key).parent)])
+
+    def _write(self, path: Path, parts: Iterable[Any]) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            if self._durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def sync(self, folders: Sequence[str]) -> None:
+        """Wait until the entries of these folders, and of the folders above them, are on the disk."""
+        if not self._durable:
+            return
+        wanted = {path for folder in folders for path in (self.root / folder, *(self.root / folder).parents)}
+        for path in sorted(wanted, reverse=True):
+            if path == self.root or self.root in path.parents or path == self.root.parent:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def remove(self, key: str) -> None:
+        """Remove an object, durably."""
+        self.path(key).unlink()
+        self.sync([str(Path(key).parent)])
+
+    def clear(self, folder: str) -> None:
+        """Remove a folder and all below it, if it is there; it stops being a node of Zarr before its parts go."""
+        path = self.path(folder)
+        if path.is_dir():
+            (path / "zarr.json").unlink(missing_ok=True)
+            self.sync([folder])
+            shutil.rmtree(path)
+
+    def exists(self, key: str) -> bool:
+        """Whether an object has this key."""
+        return self.path(key).is_file()
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names directly below a folder, hidden and partial ones left out; empty if there is no folder."""
+        path = self.path(folder)
+        return sorted(name for name in os.listdir(path) if name[0] != ".") if path.is_dir() else []  # noqa: PTH208
+
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """Keys of all objects below a folder, hidden and partial ones too, and links unfollowed."""
+        for path, folders, names in os.walk(self.root / folder):
+            links = (name for name in folders if Path(path, name).is_symlink())
+            yield from (Path(path, name).relative_to(self.root).as_posix() for name in (*names, *links))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store for writing; released by the system however the process ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StoreError(f"{self}: another process is writing to this store; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            os.close(descriptor)

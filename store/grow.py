@@ -1,0 +1,90 @@
+"""What is added to a store later: samples in ranges of their own, and arrays pooled of all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sonde.errors import InputError, StoreError
+
+from . import metadata
+from .columns import check_columns
+from .commit import Commit
+from .flight import IN_FLIGHT
+from .pooling import check_pooling, pool
+from .schema import ALL, SCHEMA_VERSION, ArraySpec, Part
+from .writer import RangeWriter
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+def add_samples(store: Store, columns: Mapping[str, Sequence[str]], fingerprint: str) -> int:
+    """Append samples, as `Store.append` says, and return the number of the first.
+
+    The store's objects grow or are replaced one by one, the schema last: old readers, and a crash, find the old store.
+    """
+    with store.location.lock():
+        schema, digests = metadata.open_schema(store.location)
+        fresh = type(store)(store.location, schema, digests)
+        if fingerprint and fingerprint == schema.parts[-1].fingerprint:
+            return schema.n_samples - schema.parts[-1].n_samples
+        if schema.version < SCHEMA_VERSION:
+            raise StoreError(
+                f"{store.location} is of schema version {schema.version}, which cannot grow: `sonde copy` makes a "
+                f"store of version {SCHEMA_VERSION} of it"
+            )
+        n_new = len(columns.get("id", ()))
+        check_columns(columns, n_new)
+        if columns.keys() != fresh.columns.keys():
+            raise InputError(f"the new samples have columns {sorted(columns)}, the store has {sorted(fresh.columns)}")
+        twice = set(columns["id"]).intersection(fresh.ids.tolist())
+        if twice:
+            raise InputError(f"sample {min(twice)!r} is in {store.location} already: append only new samples")
+        joined = {name: [*column.tolist(), *columns[name]] for name, column in fresh.columns.items()}
+        parts = (*schema.parts, Part(n_new, fingerprint))
+        metadata.extend(store.location, replace(schema, parts=parts, n_samples=schema.n_samples + n_new), joined)
+        return schema.n_samples
+
+
+def add_pooled(store: Store, tokens: str, sites: Sequence[str] | None) -> tuple[ArraySpec, ...]:
+    """Add arrays of one row per sample, as `Store.pool` says, and return them.
+
+    Chunks come first, then every range's commit is replaced by one that has them too, the schema last: until then they
+    are not there, and it can be done again.
+    """
+    check_pooling(tokens)
+    chosen = [store.array(s, ALL) for s in sites] if sites is not None else [a for a in store.arrays if a.ragged]
+    if not chosen:
+        raise StoreError(f'{store.location} keeps no array of all tokens: extract one with capture.tokens = ["{ALL}"]')
+    new = tuple(replace(spec, tokens=tokens, pooled=True) for spec in chosen)
+    there = {spec.name for spec in store.arrays} & {spec.name for spec in new}
+    if there:
+        raise StoreError(f"{store.location} has activations {min(there)!r} already: read them, or pool otherwise")
+    with store.location.lock():
+        schema, digests = metadata.open_schema(store.location)
+        fresh = type(store)(store.location, schema, digests)
+        grown = replace(schema, arrays=(*schema.arrays, *new))
+        metadata.add_arrays(store.location, grown)
+        writer = RangeWriter(store.location, grown)
+        for commit in fresh.commits.values():
+            _pool_range(fresh, writer, commit, new)
+        metadata.publish_schema(store.location, grown, digests)
+    return new
+
+
+def _pool_range(store: Store, writer: RangeWriter, commit: Commit, new: Sequence[ArraySpec]) -> None:
+    arrays = dict(commit.arrays)
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        for spec in new:
+            buffer = writer.empty(spec)
+            for row, layer in enumerate(spec.layers):
+                tokens = store.tokens(spec.site, layer).range(commit.range.index)
+                for i in range(len(tokens)):
+                    kinds = tokens.modality[tokens.offsets[i] : tokens.offsets[i + 1]]
+                    buffer[row, i] = pool(tokens.sample(i), kinds, spec.tokens)
+            arrays[spec.name] = writer.write_rows(threads, spec, commit.range, buffer, commit.skipped)
+    store.location.sync([spec.path for spec in new])
+    replace(commit, arrays=arrays).publish(store.location)

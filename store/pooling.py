@@ -1,0 +1,59 @@
+"""One vector per sample out of the vectors of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.errors import InputError
+
+from .dtype import as_float32
+
+TEXT, IMAGE = 0, 1
+MODALITIES = ("text", "image")
+"""What the numbers of the arrays ``modality`` stand for."""
+
+_SELECT: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.intp]]] = {
+    "last": lambda modality: np.arange(len(modality))[-1:],
+    "first": lambda modality: np.arange(len(modality))[:1],
+    "mean": lambda modality: np.arange(len(modality)),
+    "max": lambda modality: np.arange(len(modality)),
+    "image_mean": lambda modality: np.flatnonzero(modality == IMAGE),
+    "text_mean": lambda modality: np.flatnonzero(modality == TEXT),
+}
+POOLINGS = tuple(_SELECT)
+
+
+def check_pooling(tokens: str) -> None:
+    """Raise InputError if there is no such pooling."""
+    if tokens not in POOLINGS:
+        raise InputError(f"tokens cannot be pooled by {tokens!r}; there are {', '.join(POOLINGS)}")
+
+
+def pool(values: NDArray[Any], modality: NDArray[np.uint8], tokens: str) -> NDArray[np.float32]:
+    """Reduce the tokens of one sample to one vector, in float32.
+
+    Parameters
+    ----------
+    values
+        ``[..., token, hidden]``.
+    modality
+        uint8 ``[token]``, indices into `MODALITIES`.
+    tokens
+        One of `POOLINGS`.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[..., hidden]``; NaN where the sample has no such token.
+    """
+    positions = _SELECT[tokens](modality)
+    if not positions.size:
+        return np.full((*values.shape[:-2], values.shape[-1]), np.nan, dtype=np.float32)
+    whole = positions.size == len(modality)
+    kept = as_float32(np.ascontiguousarray(values if whole else values[..., positions, :]))
+    reduced: NDArray[np.float32] = kept.max(axis=-2) if tokens == "max" else kept.mean(axis=-2)
+    return reduced
