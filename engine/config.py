@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,8 +63,11 @@ class CaptureSection(_Section):
     sites: tuple[str, ...] = Field(("resid_post",), min_length=1)
     tokens: tuple[str, ...] = Field(("last",), min_length=1)
     layers: Literal["all"] | tuple[int, ...] = "all"
-    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
-        None, description="of the store; the model's if left out"
+    dtype: Literal["bfloat16", "float16", "float32", "int8"] | None = Field(
+        None, description="of the store; the model's if left out. int8 has a scale for every vector"
+    )
+    codec: Literal["none", "zstd", "lz4+bitshuffle"] | None = Field(
+        None, description="compression of the store's chunks; none if left out"
     )
 
     @field_validator("layers", mode="before")
@@ -77,10 +81,16 @@ class CaptureSection(_Section):
 class RunSection(_Section):
     """``[run]``: where to, and how."""
 
-    out: Path | None = None
+    out: str | None = Field(None, description="path or URL of the store: run.zarr, s3://bucket/run.zarr")
     token_budget: int | None = Field(None, ge=1, description="padded tokens per batch")
     range_size: int | None = Field(None, ge=1, description="samples per range; planned if left out")
+    fsync: bool = Field(True, description="wait for the disk; off where fsync hurts, a power cut may cost ranges")
     on_error: Literal["fail", "skip"] = Field("fail", description="of a sample that cannot be read or is too long")
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _out(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class ExtractConfig(_Section):

@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sonde.errors import InputError, ModelError, StoreError
-from sonde.store import Commit, Labels, Range, Schema, Store, as_numpy, ensure_vacant, locate, plan_range_size
+from sonde.errors import InputError, ModelError
+from sonde.store import ALL, Commit, Labels, Range, Store, as_numpy, locate
 
 from .batches import Batch, collate, split
 from .capture import Capture, Recorder
 from .config import DataSection, ExtractConfig
 from .dataset import load_dataset
+from .destination import Destination, mode_of, open_destination, plan_schema
 from .inputs import Encoded, Encoder
 from .model import Model, load_model
 from .pipeline import Finished, Work, work_of
@@ -67,6 +68,7 @@ def extract(
     *,
     samples: Dataset | Sequence[Sample] | None = None,
     resume: bool = False,
+    append: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Store:
     """Run a frozen model over a data set and keep the selected activations of every layer.
@@ -80,13 +82,16 @@ def extract(
         The data set, instead of the configuration's ``data`` source.
     resume
         Go on with a store that was begun by the same model, data and capture; what is committed stays.
+    append
+        Add the data set's samples to a store of the same model, data settings, capture and dtype; what is there stays,
+        and whoever reads it goes on. An append that was cut off goes on when it is asked for again.
     on_progress
         Called after every batch and commit.
 
     Returns
     -------
     Store
-        Complete: every range is committed, every label column of the data set is in it.
+        Every range of the data set is committed, every label column of it is in the store.
 
     Raises
     ------
@@ -95,16 +100,17 @@ def extract(
     ModelError
         If the model cannot be loaded or lacks what is asked of it.
     StoreError
-        If something is at the output's place, or a store to resume is of another model, data or capture.
+        If something is at the output's place, or a store to resume or append to is of another model, data or capture.
     """
     config = ExtractConfig.load(config)
     if config.run.out is None:
         raise InputError('run.out is missing: say where the store goes, for example out = "run.zarr"')
-    location = locate(config.run.out)
-    if not (resume and location.exists("zarr.json")):
-        ensure_vacant(location)
+    location = locate(config.run.out, fsync=config.run.fsync)
+    mode = mode_of(location, resume=resume, append=append)
     dataset = load_dataset(config.data, samples)
-    labels = [Labels.from_column(n, dataset.column(n), classes=dataset.classes.get(n)) for n in dataset.labels]
+    for name in dataset.labels:
+        # A column that cannot be used is found before the model is loaded.
+        Labels.from_column(name, dataset.column(name), classes=dataset.classes.get(name))
     model = load_model(config.model)
     capture = Capture.plan(config.capture.sites, config.capture.tokens, config.capture.layers, model.n_layers)
     data = config.data or DataSection()
@@ -113,22 +119,12 @@ def extract(
         recorder = Recorder(model.module, model.blocks, capture)
         stack.callback(recorder.close)
         hidden = _hidden_size(model, recorder, capture)
-        schema = _plan(config, dataset, model, capture, encoder, hidden)
+        schema = plan_schema(config, dataset, model, capture, encoder, hidden)
         stack.enter_context(location.lock())
-        if location.exists("zarr.json"):
-            store = Store.open(config.run.out)
-            _check_same(store, schema)
-        else:
-            columns = {"id": [s.id for s in dataset.samples], "group": [s.group for s in dataset.samples]}
-            if any(s.split for s in dataset.samples):
-                columns["split"] = [s.split for s in dataset.samples]
-            store = Store.create(config.run.out, schema, columns)
-        for column in labels:
-            if column.name not in store.label_names:
-                store.write_labels(column)
-        _Run(config, dataset, model, capture, encoder, recorder, store, on_progress).run()
-        store.refresh()
-    return store
+        destination = open_destination(location, mode, config, dataset, schema)
+        _Run(config, dataset, model, capture, encoder, recorder, destination, on_progress).run()
+        destination.store.refresh()
+    return destination.store
 
 
 class _Run:
@@ -142,7 +138,7 @@ class _Run:
         capture: Capture,
         encoder: Encoder,
         recorder: Recorder,
-        store: Store,
+        destination: Destination,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._dataset = dataset
@@ -150,20 +146,22 @@ class _Run:
         self._capture = capture
         self._encoder = encoder
         self._recorder = recorder
-        self._store = store
-        self._writer = store.writer()
+        self._store = destination.store
+        self._first = destination.first
+        self._missing = destination.missing
+        self._writer = self._store.writer()
         self._report = on_progress or (lambda progress: None)
         self._token_budget = config.run.token_budget or (16384 if model.device.type == "cuda" else 4096)
         self._fail = config.run.on_error == "fail"
-        self.progress = Progress(sum(len(r) for r in store.missing))
+        self.progress = Progress(sum(len(r) for r in destination.missing))
 
     def run(self) -> None:
         """Extract every range without a commit; what is committed stays whatever happens."""
-        missing = self._store.missing
+        missing = self._missing
         if not missing:
             return
         started, clock = datetime.now(UTC), time.perf_counter()
-        work = work_of(missing, self._dataset, self._encoder, self._token_budget, fail=self._fail)
+        work = work_of(missing, self._dataset, self._first, self._encoder, self._token_budget, fail=self._fail)
         pending: Future[Commit] | None = None
         try:
             with ThreadPoolExecutor(1, "sonde-write") as writer, prefetch(work, _PREFETCHED_BATCHES) as items:
@@ -186,7 +184,7 @@ class _Run:
         finally:
             self._log(started)
 
-    def _forward(self, samples: Sequence[Encoded], range_: Range, buffers: Mapping[str, NDArray[Any]]) -> None:
+    def _forward(self, samples: Sequence[Encoded], range_: Range, buffers: Mapping[str, Any]) -> None:
         import torch
 
         padded = len(samples) * max(sample.length for sample in samples)
@@ -210,15 +208,24 @@ class _Run:
             for half in split(samples):
                 self._forward(half, range_, buffers)
             return
-        dtype = getattr(torch, self._store.schema.dtype)
-        host = as_numpy(states.to(dtype).to("cpu"))
-        rows = batch.rows.numpy() - range_.start
+        dtype = getattr(torch, self._store.schema.numpy_dtype.name)
+        self._keep(as_numpy(states.to(dtype).to("cpu")), batch, range_, buffers)
+        self.progress.tokens += batch.n_tokens
+
+    def _keep(self, host: NDArray[Any], batch: Batch, range_: Range, buffers: Mapping[str, Any]) -> None:
+        """Put the states of a batch, ``[point, batch, selected + position, hidden]``, to their places in the range."""
         points = {point: i for i, point in enumerate(self._capture.points)}
+        reduced = [tokens for tokens in self._capture.tokens if tokens != ALL]
+        rows = batch.rows.numpy()
         for site in self._capture.sites:
             of_site = [points[p] for p in self._capture.points_of(site)]
-            for k, tokens in enumerate(self._capture.tokens):
-                buffers[f"{site}/{tokens}"][:, rows] = host[of_site, :, k]
-        self.progress.tokens += batch.n_tokens
+            for k, tokens in enumerate(reduced):
+                buffers[f"{site}/{tokens}"][:, rows - range_.start] = host[of_site, :, k]
+            if ALL in self._capture.tokens:
+                ids, image = batch.inputs["input_ids"].numpy(), batch.image.numpy()
+                for i, n in enumerate(batch.valid.sum(dim=1).tolist()):
+                    values = host[of_site, i, len(reduced) : len(reduced) + n]
+                    buffers[f"{site}/{ALL}"].put(int(rows[i]), values, ids[i, :n], image[i, :n])
 
     def _count_skipped(self, item: Finished) -> None:
         self.progress.samples += len(item.skipped)
@@ -266,46 +273,6 @@ def _hidden_size(model: Model, recorder: Recorder, capture: Capture) -> int:
     sample = Encoded(0, sequence, {}, torch.tensor([False, False]))
     probe = replace(capture, tokens=("last",))
     return run_batch(model, recorder, probe, collate([sample], 0)).shape[-1]
-
-
-def _plan(
-    config: ExtractConfig, dataset: Dataset, model: Model, capture: Capture, encoder: Encoder, hidden: int
-) -> Schema:
-    arrays = capture.arrays(hidden)
-    dtype = config.capture.dtype or config.model.dtype
-    itemsize = 4 if dtype == "float32" else 2
-    range_size = config.run.range_size or plan_range_size(len(dataset), [hidden * itemsize])
-    return Schema(
-        arrays=arrays,
-        n_samples=len(dataset),
-        range_size=range_size,
-        model=dict(model.provenance),
-        data={"fingerprint": dataset.fingerprint()} | encoder.settings,
-        capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": list(capture.layers)},
-        # Where the store lies is no part of it: two runs of one configuration give the same bytes.
-        config=json.loads(config.model_dump_json(exclude_none=True, exclude={"run": {"out"}})),
-        dtype=dtype,
-    )
-
-
-def _check_same(store: Store, wanted: Schema) -> None:
-    there = store.schema
-    for what in ("n_samples", "dtype", "model", "data", "capture"):
-        old, new = getattr(there, what), getattr(wanted, what)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
-            what, old, new = f"{what} {key}", old.get(key), new.get(key)
-        raise StoreError(
-            f"{store.location} was begun with another {what}: {old!r} there, {new!r} now; "
-            "resume with the same configuration, or choose another --out"
-        )
-    if wanted.range_size != there.range_size and wanted.config.get("run", {}).get("range_size"):
-        raise StoreError(
-            f"{store.location} was begun with range_size {there.range_size}, now it is {wanted.range_size}; "
-            "leave run.range_size out to resume"
-        )
 
 
 def _device_name(device: torch.device) -> str:

@@ -36,11 +36,12 @@ class Finished:
 
 
 def work_of(
-    ranges: Sequence[Range], dataset: Dataset, encoder: Encoder, token_budget: int, *, fail: bool
+    ranges: Sequence[Range], dataset: Dataset, first: int, encoder: Encoder, token_budget: int, *, fail: bool
 ) -> Iterator[Work | Finished]:
     """Prepare samples on threads and give them out in batches of similar length.
 
-    The batches depend on the samples and the token budget alone, so a range that is done again gets the same ones.
+    The data set's first sample is sample ``first`` of the store. The batches depend on the samples and the token budget
+    alone, so a range that is done again gets the same ones.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def work_of(
 
             def encode(row: int) -> Encoded | InputError:
                 try:
-                    return encoder(row, dataset.samples[row])
+                    return encoder(row, dataset.samples[row - first])
                 except InputError as error:
                     return error
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sonde.errors import InputError
+from sonde.store import ALL
 
 if TYPE_CHECKING:
     import torch
 
 POSITIONS = ("last", "first")
 MEANS = ("mean", "image_mean", "text_mean")
-SELECTORS = (*POSITIONS, *MEANS)
+SELECTORS = (*POSITIONS, *MEANS, ALL)
 
 
 def check_tokens(tokens: tuple[str, ...]) -> None:
@@ -36,11 +37,14 @@ class Selection:
         float32 ``[batch, m, position]``: averages, one row of weights each.
     order
         For each of the tokens asked for, its place among the n positions followed by the m averages.
+    everything
+        Whether all positions are kept besides.
     """
 
     index: torch.Tensor
     weights: torch.Tensor
     order: torch.Tensor
+    everything: bool = False
 
     @classmethod
     def plan(cls, tokens: tuple[str, ...], valid: torch.Tensor, image: torch.Tensor) -> Selection:
@@ -68,16 +72,20 @@ class Selection:
         for i, name in enumerate(means):
             mask = masks[name].float()
             weights[:, i] = mask / mask.sum(dim=1, keepdim=True)
-        order = torch.tensor([(kept + means).index(name) for name in tokens], device=valid.device)
-        return cls(positions_of, weights, order)
+        places = [(kept + means).index(name) for name in tokens if name != ALL]
+        order = torch.tensor(places, dtype=torch.int64, device=valid.device)
+        return cls(positions_of, weights, order, ALL in tokens)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Reduce ``[batch, position, hidden]`` to ``[batch, tokens, hidden]``: a copy, averages in float32."""
+        """Reduce ``[batch, position, hidden]`` to ``[batch, tokens, hidden]``: a copy, averages in float32.
+
+        All positions follow the tokens where everything is kept.
+        """
         import torch
 
         index = self.index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        taken = hidden.gather(1, index)
-        if not self.weights.shape[1]:
-            return taken.index_select(1, self.order)
-        means = torch.bmm(self.weights, hidden.float())
-        return torch.cat([taken.float(), means], dim=1).index_select(1, self.order)
+        parts = [hidden.gather(1, index)]
+        if self.weights.shape[1]:
+            parts = [parts[0].float(), torch.bmm(self.weights, hidden.float())]
+        selected = torch.cat(parts, dim=1).index_select(1, self.order)
+        return torch.cat([selected, hidden.to(selected.dtype)], dim=1) if self.everything else selected

@@ -110,9 +110,14 @@ def layer_tasks(
         unknown = [value for value in asked or () if value not in there]
         if unknown:
             raise StoreError(f"{store.location} has no {name} {unknown[0]!r}: it has {sorted(there)}")
+    rows = [spec for spec in store.arrays if not spec.ragged]
+    if not rows:
+        raise StoreError(
+            f"{store.location} keeps every token, and no array of one row per sample: make one with store.pool('mean')"
+        )
     tasks = [
         LayerTask(str(store.location), spec, layer)
-        for spec in store.arrays
+        for spec in rows
         if (sites is None or spec.site in sites) and (tokens is None or spec.tokens in tokens)
         for layer in spec.layers
         if layers is None or layer in layers

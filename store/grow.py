@@ -26,27 +26,26 @@ def add_samples(store: Store, columns: Mapping[str, Sequence[str]], fingerprint:
 
     The store's objects grow or are replaced one by one, the schema last: old readers, and a crash, find the old store.
     """
-    with store.location.lock():
-        schema, digests = metadata.open_schema(store.location)
-        fresh = type(store)(store.location, schema, digests)
-        if fingerprint and fingerprint == schema.parts[-1].fingerprint:
-            return schema.n_samples - schema.parts[-1].n_samples
-        if schema.version < SCHEMA_VERSION:
-            raise StoreError(
-                f"{store.location} is of schema version {schema.version}, which cannot grow: `sonde copy` makes a "
-                f"store of version {SCHEMA_VERSION} of it"
-            )
-        n_new = len(columns.get("id", ()))
-        check_columns(columns, n_new)
-        if columns.keys() != fresh.columns.keys():
-            raise InputError(f"the new samples have columns {sorted(columns)}, the store has {sorted(fresh.columns)}")
-        twice = set(columns["id"]).intersection(fresh.ids.tolist())
-        if twice:
-            raise InputError(f"sample {min(twice)!r} is in {store.location} already: append only new samples")
-        joined = {name: [*column.tolist(), *columns[name]] for name, column in fresh.columns.items()}
-        parts = (*schema.parts, Part(n_new, fingerprint))
-        metadata.extend(store.location, replace(schema, parts=parts, n_samples=schema.n_samples + n_new), joined)
-        return schema.n_samples
+    schema, digests = metadata.open_schema(store.location)
+    fresh = type(store)(store.location, schema, digests)
+    if fingerprint and fingerprint == schema.parts[-1].fingerprint:
+        return schema.n_samples - schema.parts[-1].n_samples
+    if schema.version < SCHEMA_VERSION:
+        raise StoreError(
+            f"{store.location} is of schema version {schema.version}, which cannot grow: `sonde copy` makes a "
+            f"store of version {SCHEMA_VERSION} of it"
+        )
+    n_new = len(columns.get("id", ()))
+    check_columns(columns, n_new)
+    if columns.keys() != fresh.columns.keys():
+        raise InputError(f"the new samples have columns {sorted(columns)}, the store has {sorted(fresh.columns)}")
+    twice = set(columns["id"]).intersection(fresh.ids.tolist())
+    if twice:
+        raise InputError(f"sample {min(twice)!r} is in {store.location} already: append only new samples")
+    joined = {name: [*column.tolist(), *columns[name]] for name, column in fresh.columns.items()}
+    parts = (*schema.parts, Part(n_new, fingerprint))
+    metadata.extend(store.location, replace(schema, parts=parts, n_samples=schema.n_samples + n_new), joined)
+    return schema.n_samples
 
 
 def add_pooled(store: Store, tokens: str, sites: Sequence[str] | None) -> tuple[ArraySpec, ...]:

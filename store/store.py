@@ -55,13 +55,13 @@ class Store:
         self.refresh()
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str], *, strict: bool = True, fsync: bool = True) -> Store:
+    def open(cls, url: str | os.PathLike[str] | Location, *, strict: bool = True, fsync: bool = True) -> Store:
         """Open a store by path or URL.
 
         Parameters
         ----------
         url
-            A path, or a URL of any scheme that `locate` knows: ``s3://bucket/run.zarr``.
+            A path, a URL of any scheme that `locate` knows (``s3://bucket/run.zarr``), or a location.
         strict
             Refuse a store with a damaged commit record.
         fsync
@@ -84,7 +84,7 @@ class Store:
     @classmethod
     def create(
         cls,
-        url: str | os.PathLike[str],
+        url: str | os.PathLike[str] | Location,
         schema: Schema,
         columns: Mapping[str, Sequence[str]],
         *,
@@ -124,7 +124,7 @@ class Store:
                 raise InputError(f"all arrays of the site {site!r} must have the same layers")
         ensure_vacant(location)
         metadata.create(location, schema, columns)
-        return cls.open(url, fsync=fsync)
+        return cls.open(location)
 
     def refresh(self) -> None:
         """Look again which ranges are committed."""
@@ -282,7 +282,9 @@ class Store:
 
     def _reopen(self) -> None:
         """See what has been added since."""
-        self.__dict__.update(type(self)(self.location, *metadata.open_schema(self.location)).__dict__)
+        fresh = type(self)(self.location, *metadata.open_schema(self.location))
+        self.__dict__.pop("columns", None)
+        self.__dict__.update(fresh.__dict__)
 
     # Labels
 
@@ -383,8 +385,8 @@ class Store:
     def append(self, columns: Mapping[str, Sequence[str]], *, fingerprint: str = "") -> range:
         """Make room for more samples, in ranges of their own behind those that are there.
 
-        Who reads the earlier samples goes on undisturbed. What appends must see to it that the new activations are of
-        the same model and data settings; `sonde.extract` does.
+        Who reads the earlier samples goes on undisturbed. It is for the caller to hold ``store.location.lock()``, and
+        to see to it that the new activations are of the same model and data settings: `sonde.extract` does both.
 
         Parameters
         ----------
@@ -404,7 +406,7 @@ class Store:
         InputError
             If the columns are others than the store's, or an id is in it already.
         StoreError
-            If another process is writing to this store, or it is of an older schema.
+            If the store is of an older schema, which cannot grow.
         """
         n_before = add_samples(self, columns, fingerprint)
         self._reopen()

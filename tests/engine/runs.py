@@ -38,10 +38,11 @@ def configuration(folder: Path, out: Path, **sections: dict[str, Any]) -> dict[s
 
 
 def values(store: Store) -> dict[tuple[str, str, int], NDArray[np.float32]]:
-    """(site, tokens, layer) -> all that the store holds of it, ``[sample, hidden]``."""
+    """(site, tokens, layer) -> all that the store holds of it, ``[sample, hidden]``; arrays of all tokens left out."""
     return {
         (spec.site, spec.tokens, layer): as_float32(store.layer(spec.site, spec.tokens, layer).numpy())
         for spec in store.arrays
+        if not spec.ragged
         for layer in spec.layers
     }
 

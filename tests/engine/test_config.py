@@ -82,11 +82,13 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "tokens": ("last", "image_mean"),
         "layers": (0, 8),
         "dtype": "float32",
+        "codec": None,
     }
     assert config.run.model_dump() == {
-        "out": Path("run.zarr"),
+        "out": "run.zarr",
         "token_budget": 1024,
         "range_size": 16,
+        "fsync": True,
         "on_error": "skip",
     }
     assert ExtractConfig.load(str(path)) == config
@@ -110,7 +112,7 @@ def test_what_is_left_out_has_a_default() -> None:
         ("model.name=a=b", "model", "name", "a=b"),
         ("model.seed=12", "model", "seed", 12),
         ("model.trust_remote_code=true", "model", "trust_remote_code", True),
-        ("run.out=runs/a b.zarr", "run", "out", Path("runs/a b.zarr")),
+        ("run.out=runs/a b.zarr", "run", "out", "runs/a b.zarr"),
         ("capture.layers=[0, 3]", "capture", "layers", (0, 3)),
         ("capture.layers=all", "capture", "layers", "all"),
         ('capture.tokens=["first", "mean"]', "capture", "tokens", ("first", "mean")),
@@ -149,7 +151,10 @@ def test_an_override_of_something_that_is_no_section_is_refused() -> None:
         (MODEL | {"data": {"manifset": "m"}}, r"data\.manifset is not a setting: did you mean 'manifest'"),
         (MODEL | {"capture": {"token": ["last"]}}, r"capture\.token is not a setting: did you mean 'tokens'"),
         (MODEL | {"run": {"token_budgt": 1}}, r"run\.token_budgt is not a setting: did you mean 'token_budget'"),
-        (MODEL | {"run": {"zzz": 1}}, r"run\.zzz is not a setting; there are out, token_budget, range_size, on_error"),
+        (
+            MODEL | {"run": {"zzz": 1}},
+            r"run\.zzz is not a setting; there are out, token_budget, range_size, fsync, on_error",
+        ),
         ({}, "model is missing"),
         ({"model": {}}, r"model\.name is missing"),
         ({"model": "m"}, "model: give a table of settings, got 'm'"),
