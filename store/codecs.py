@@ -27,20 +27,42 @@ class Codec:
         Itemsize in bytes -> the codec that goes into ``zarr.json``.
     numcodecs
         What encodes and decodes the same bytes in memory.
+    content_bytes
+        Encoded data -> bytes that it says it decompresses to; looked at before it is believed.
     """
 
     zarr: Callable[[int], Any]
     numcodecs: Any
+    content_bytes: Callable[[NDArray[np.uint8]], int]
+
+
+def _zstd_content_bytes(data: NDArray[np.uint8]) -> int:
+    """Read the size of the content from the header of a Zstandard frame, RFC 8878, section 3.1.1.1."""
+    header = data[:18].tobytes()
+    if header[:4] != b"\x28\xb5\x2f\xfd":
+        raise ValueError("it is no Zstandard frame")
+    single_segment = header[4] >> 5 & 1
+    start = 6 - single_segment + (0, 1, 2, 4)[header[4] & 3]
+    width = (single_segment, 2, 4, 8)[header[4] >> 6]
+    return int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def _blosc_content_bytes(data: NDArray[np.uint8]) -> int:
+    """Read the size of the content from the header of a Blosc buffer: bytes 4 to 8."""
+    if len(data) < 16:
+        raise ValueError("it is no Blosc buffer")
+    return int.from_bytes(data[4:8].tobytes(), "little")
 
 
 CODECS: Mapping[str, Codec | None] = {
     "none": None,
-    "zstd": Codec(lambda itemsize: ZstdCodec(level=_ZSTD_LEVEL), Zstd(level=_ZSTD_LEVEL)),
+    "zstd": Codec(lambda itemsize: ZstdCodec(level=_ZSTD_LEVEL), Zstd(level=_ZSTD_LEVEL), _zstd_content_bytes),
     "lz4+bitshuffle": Codec(
         lambda itemsize: BloscCodec(
             cname="lz4", clevel=_LZ4_LEVEL, shuffle="bitshuffle", typesize=itemsize, blocksize=0
         ),
         Blosc(cname="lz4", clevel=_LZ4_LEVEL, shuffle=Blosc.BITSHUFFLE),
+        _blosc_content_bytes,
     ),
 }
 
@@ -65,10 +87,10 @@ def decode(codec: Codec, data: NDArray[np.uint8], out: NDArray[Any]) -> None:
     CorruptStoreError
         If the data is not what `encode` makes of an array of this size.
     """
-    target = out.reshape(-1).view(np.uint8)
     try:
-        decoded = np.frombuffer(codec.numcodecs.decode(data, out=target), dtype=np.uint8)
-    except (RuntimeError, ValueError, TypeError) as error:
+        claimed = codec.content_bytes(data)
+        if claimed != out.nbytes:
+            raise CorruptStoreError(f"it decompresses to {claimed} bytes, not {out.nbytes}")
+        codec.numcodecs.decode(data, out=out.reshape(-1).view(np.uint8))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise CorruptStoreError(f"it does not decompress ({error})") from error
-    if decoded.nbytes != target.nbytes:
-        raise CorruptStoreError(f"it decompresses to {decoded.nbytes} bytes, not {target.nbytes}")

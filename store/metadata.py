@@ -27,7 +27,7 @@ from .location import Location
 from .pooling import MODALITIES
 from .schema import ArraySpec, Schema, checksum
 from .token_buffer import Tokens
-from .trees import add_array, bytes_of, new_tree, read_tree
+from .trees import add_array, bytes_of, ensure_bounded, new_tree, read_tree
 
 _ATTRIBUTE = "sonde"
 _DOTTED: dict[str, Any] = {"name": "default", "separator": "."}
@@ -75,13 +75,13 @@ def extend(location: Location, schema: Schema, columns: Mapping[str, Sequence[st
 def restore(location: Location, schema: Schema, columns: Mapping[str, Sequence[str] | NDArray[np.str_]]) -> None:
     """Put back the metadata of every array, which the schema and the columns decide; the schema itself stays."""
     for key, data in _objects(schema, columns).items():
-        if key != "zarr.json" and not key.startswith("samples/"):
+        if key.startswith("activations/"):
             location.publish(key, data)
 
 
 def add_arrays(location: Location, schema: Schema) -> None:
     """Write the metadata of arrays that the schema has and the store has not yet; it gets the schema after that."""
-    for key, data in _objects(schema, {"id": [], "group": []}, coordinates=False).items():
+    for key, data in _objects(schema, {}, coordinates=False).items():
         if key.startswith("activations/") and not location.exists(key):
             location.publish(key, data)
 
@@ -92,25 +92,53 @@ def publish_schema(location: Location, schema: Schema, digests: Sequence[str]) -
     location.publish("zarr.json", bytes_of(tree)["zarr.json"])
 
 
-def damage(location: Location, schema: Schema) -> list[str]:
-    """Find the activations arrays whose ``zarr.json`` says something else than the schema: other readers go by it."""
-    tree = _objects(schema, {"id": [], "group": []}, coordinates=False)
-    errors = []
-    for key, data in tree.items():
-        if not key.startswith("activations/") or not key.endswith("/zarr.json"):
-            continue
-        try:
-            found, wanted = json.loads(location.read(key)), json.loads(data)
-            same = all(found.get(name) == wanted.get(name) for name in _DECISIVE)
-            if same and wanted["node_type"] == "array":
-                # An append that did not come to its end leaves arrays that are longer.
-                (*outer, rows), (*outer_wanted, rows_wanted) = _rows_last(found["shape"]), _rows_last(wanted["shape"])
-                same = outer == outer_wanted and rows >= rows_wanted
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, CorruptStoreError):
-            same = False
-        if not same:
-            errors.append(f"{location}/{key} is missing or damaged; `sonde verify --repair` writes it again")
-    return errors
+def damage(location: Location, schema: Schema, ids: Sequence[str] | NDArray[np.str_] | None) -> list[str]:
+    """Find the groups, arrays and coordinates of the activations that say something else than the schema.
+
+    Our own readers do not go by them, all others do.
+
+    Parameters
+    ----------
+    ids
+        Ids of the samples; None if they are not known.
+    """
+    wrong = [
+        key for key, data in _objects(schema, {}, coordinates=False).items() if not _as_wanted(location, key, data)
+    ]
+    for site, layers in {spec.site: spec.layers for spec in schema.arrays}.items():
+        expected: dict[str, list[Any]] = {"layer": list(layers)}
+        if ids is not None:
+            padded = np.full(schema.n_rows(), "", dtype=object)
+            padded[schema.rows()] = ids
+            expected["sample"] = padded.tolist()
+        for name, values in expected.items():
+            prefix = f"activations/{site}/{name}/"
+            try:
+                array: Any = read_tree(location, prefix, node=zarr.open_array)
+                ensure_bounded(array, 1, 2 * len(values) + 2**20)
+                same = array.metadata.dimension_names == (name,) and array[: len(values)].tolist() == values
+            except Exception:
+                same = False
+            if not same:
+                wrong.append(prefix.rstrip("/"))
+    return [f"{location}/{key} is missing or damaged; `sonde verify --repair` writes it again" for key in wrong]
+
+
+def _as_wanted(location: Location, key: str, data: bytes) -> bool:
+    """Whether the metadata of a group or array of activations says what it should."""
+    if not key.startswith("activations/"):
+        return True
+    try:
+        found, wanted = json.loads(location.read(key)), json.loads(data)
+        if any(found.get(name) != wanted.get(name) for name in _DECISIVE):
+            return False
+        if wanted["node_type"] == "group":
+            return True
+        # An append that did not come to its end leaves arrays that are longer.
+        longer = found["shape"][1] >= wanted["shape"][1]
+        return bool(longer and [*found["shape"][:1], *found["shape"][2:]] == [wanted["shape"][0], *wanted["shape"][2:]])
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError, CorruptStoreError):
+        return False
 
 
 def tokens_group(schema: Schema, spec: ArraySpec, tokens: Tokens) -> dict[str, bytes]:
@@ -238,7 +266,3 @@ def open_schema(location: Location) -> tuple[Schema, tuple[str, ...]]:
         raise CorruptStoreError(f"{location}: the attribute `sonde` of zarr.json is damaged; restore it from a copy")
     digests = data.get("samples_sha256", "")
     return schema, tuple(digests) if isinstance(digests, list) else (str(digests),)
-
-
-def _rows_last(shape: Sequence[int]) -> Sequence[int]:
-    return (*shape[:1], *shape[2:], shape[1])

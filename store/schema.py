@@ -213,8 +213,8 @@ class Schema:
             schema = cls(**known | {"arrays": arrays, "parts": parts, "codec": data.get("codec", "none")})
             sizes = {"n_samples": _size(schema.n_samples), "range_size": _size(schema.range_size)}
             mappings = (schema.model, schema.data, schema.capture, schema.config, schema.versions)
-            if not all(isinstance(value, dict) for value in mappings):
-                raise TypeError("provenance that is no mapping")
+            if not all(isinstance(value, dict) for value in mappings) or type(schema.dtype + schema.codec) is not str:
+                raise TypeError("a value of another type")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptStoreError(f"{where}: the attribute `sonde` of zarr.json is damaged ({error!r})") from error
         if schema.dtype not in DTYPES or schema.codec not in CODECS:

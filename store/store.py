@@ -7,10 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sonde.errors import CorruptStoreError, InputError, StoreError
 
@@ -30,6 +30,13 @@ from .schema import ALL, DTYPES, ArraySpec, Schema
 from .token_layer import TokenLayer
 from .verify import Damage, find_damage, restore
 from .writer import RangeWriter
+
+if TYPE_CHECKING:
+    import dask.array
+    import torch
+    import xarray
+
+    from .datasets import LayerRows, LayerStream
 
 _RECORDS_IN_FLIGHT = 16
 
@@ -471,6 +478,52 @@ class Store:
             return {}
         rates = {"samples_per_s": "samples", "tokens_per_s": "tokens", "bytes_per_s": "nbytes"}
         return {rate: longest[count] / longest["seconds"] for rate, count in rates.items()}
+
+    # Views for others
+
+    def dask_array(self, site: str, tokens: str, *, dtype: DTypeLike | None = None) -> dask.array.Array:
+        """One array ``[layer, sample, hidden]`` for dask, read block by block: see `sonde.store.views.dask_array`."""
+        from .views import dask_array
+
+        return dask_array(self, site, tokens, dtype=dtype)
+
+    def to_xarray(self, *, dtype: DTypeLike | None = None) -> xarray.DataTree:
+        """All arrays, coordinates and labels as a lazy tree of xarray: see `sonde.store.views.to_xarray`."""
+        from .views import to_xarray
+
+        return to_xarray(self, dtype=dtype)
+
+    def torch_dataset(
+        self,
+        layer: int,
+        *,
+        site: str | None = None,
+        tokens: str | None = None,
+        labels: str | None = None,
+        iterable: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        dtype: torch.dtype | str | None = None,
+    ) -> LayerRows | LayerStream:
+        """One layer as a torch ``Dataset``, or ``IterableDataset``: see `sonde.store.datasets.torch_dataset`."""
+        from .datasets import torch_dataset
+
+        return torch_dataset(
+            self,
+            layer,
+            site=site,
+            tokens=tokens,
+            labels=labels,
+            iterable=iterable,
+            shuffle=shuffle,
+            seed=seed,
+            dtype=dtype,
+        )
+
+    def _repr_html_(self) -> str:
+        from .notebook import card
+
+        return card(self)
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.commits)} of {len(self.ranges)} ranges"

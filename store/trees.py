@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ def new_tree(attributes: dict[str, Any]) -> tuple[MemoryStore, zarr.Group]:
     return tree, zarr.create_group(tree, zarr_format=3, attributes=attributes)
 
 
-def read_tree(location: Location, prefix: str, keys: Sequence[str] | None = None) -> zarr.Group:
-    """Read a small group into memory through the location, which refuses links, and open it there."""
+def read_tree(
+    location: Location, prefix: str, keys: Sequence[str] | None = None, node: Callable[..., Any] = zarr.open_group
+) -> Any:
+    """Read a small group, or array, into memory through the location, which refuses links, and open it there."""
     from_bytes = default_buffer_prototype().buffer.from_bytes
     keys = list(location.walk(prefix)) if keys is None else keys
     tree = {key.removeprefix(prefix): from_bytes(location.read(key)) for key in keys}
-    return zarr.open_group(MemoryStore(tree, read_only=True), mode="r", zarr_format=3)
+    return node(MemoryStore(tree, read_only=True), mode="r", zarr_format=3)
 
 
 def bytes_of(tree: MemoryStore) -> dict[str, bytes]:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sonde.errors import CorruptStoreError
 
 from . import metadata
@@ -49,20 +52,23 @@ def find_damage(store: Store) -> list[Damage]:
 
 def restore(store: Store) -> list[Damage]:
     """Write the metadata of the arrays anew where it is damaged; return what is damaged still, outside of ranges."""
-    if metadata.damage(store.location, store.schema):
-        try:
-            metadata.restore(store.location, store.schema, store.columns)
-        except CorruptStoreError as error:
-            return [Damage(None, (str(error),))]
+    columns, _ = _columns(store)
+    if columns is not None and metadata.damage(store.location, store.schema, columns["id"]):
+        metadata.restore(store.location, store.schema, columns)
     return [Damage(None, (error,)) for error in _outside_ranges(store)]
 
 
-def _outside_ranges(store: Store) -> Iterator[str]:
-    yield from metadata.damage(store.location, store.schema)
+def _columns(store: Store) -> tuple[dict[str, NDArray[np.str_]] | None, list[str]]:
     try:
-        _ = store.columns
+        return store.columns, []
     except CorruptStoreError as error:
-        yield str(error)
+        return None, [str(error)]
+
+
+def _outside_ranges(store: Store) -> Iterator[str]:
+    columns, errors = _columns(store)
+    yield from metadata.damage(store.location, store.schema, None if columns is None else columns["id"])
+    yield from errors
     for name in store.label_names:
         try:
             store.labels(name)

@@ -1,0 +1,120 @@
+"""What a store shows of itself in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from sonde.errors import StoreError
+
+if TYPE_CHECKING:
+    from .schema import ArraySpec
+    from .store import Store
+
+_STYLE = """<style>
+.sonde-store, .sonde-store table, .sonde-store tr, .sonde-store pre {color: inherit; background: none}
+.sonde-store {font: 0.9em/1.4 sans-serif}
+.sonde-store table {border-collapse: collapse; margin: 0.3em 0}
+.sonde-store th, .sonde-store td {padding: 0.15em 1.2em 0.15em 0; text-align: left; vertical-align: top}
+.sonde-store th {font-weight: normal; opacity: 0.7}
+.sonde-store pre {user-select: all; white-space: pre-wrap; margin: 0.4em 0}
+</style>"""
+
+
+def card(store: Store) -> str:
+    """A self-contained HTML fragment: where the store lies, what it holds, where that came from, and how to open it.
+
+    No script and nothing from a network; colours are those of the page around it. All that the store says of itself is
+    escaped; labels that cannot be read are shown as such.
+    """
+    facts = {
+        "state": "complete" if store.complete else f"{len(store.commits)} of {len(store.ranges)} ranges",
+        "samples": f"{store.n_samples:,}" + (f" ({len(store.skipped):,} skipped)" if store.skipped else ""),
+        "labels": ", ".join(f"{name} ({_kind(store, name)})" for name in store.label_names) or "none",
+    }
+    arrays = [
+        (
+            spec.name,
+            f"[{len(spec.layers)}, {'tokens' if spec.ragged else f'{store.n_samples:,}'}, {spec.hidden:,}]",
+            _layers(spec.layers),
+            store.schema.dtype,
+            store.schema.codec,
+            _bytes(_nbytes(store, spec)),
+        )
+        for spec in store.arrays
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in store.schema.versions.items())
+    return (
+        f'{_STYLE}<div class="sonde-store"><div><strong>Store</strong> <code>{escape(str(store.location))}</code></div>'
+        + _facts(facts)
+        + _table(("activations", "shape", "layers", "dtype", "codec", "bytes"), arrays)
+        + f"<details open><summary>Provenance</summary>{_facts(_provenance(store) | {'versions': versions})}</details>"
+        + _opening(store)
+        + "</div>"
+    )
+
+
+def opening_line(store: Store) -> str:
+    """One line of Python that opens an array of the store: in xarray, or, of all tokens, one layer."""
+    opened = f"import sonde; sonde.open({str(store.location)!r})"
+    for spec in store.arrays:
+        if not spec.ragged:
+            return f"{opened}.to_xarray()[{spec.name!r}]"
+    return f"{opened}.tokens({store.arrays[0].site!r}, {store.arrays[0].layers[0]})"
+
+
+def _opening(store: Store) -> str:
+    if not store.complete:
+        return "<div>Finish it with <code>sonde extract --resume</code>.</div>"
+    return f"<pre><code>{escape(opening_line(store))}</code></pre>"
+
+
+def _provenance(store: Store) -> dict[str, Any]:
+    known = {("model" if key == "name" else key): value for key, value in store.schema.model.items()}
+    data = store.schema.data.get("fingerprint")
+    return {key: value for key, value in known.items() if value is not None} | ({"data": data} if data else {})
+
+
+def _kind(store: Store, name: str) -> str:
+    try:
+        return store.labels(name).kind
+    except (StoreError, OSError):
+        return "cannot be read"
+
+
+def _nbytes(store: Store, spec: ArraySpec) -> int:
+    return sum(
+        chunk.nbytes
+        for commit in store.commits.values()
+        if spec.name in commit.arrays
+        for chunk in commit.arrays[spec.name].all_chunks()
+    )
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.4g} {unit}"
+        n /= 1024
+    return f"{n:,.4g} TiB"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = (
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
