@@ -75,6 +75,14 @@ def check_chunk(location: Location, chunk: Chunk, what: str) -> None:
     _read_blocks(location, chunk, (block[: n - start] for start in range(0, n, _BLOCK_BYTES)), what)
 
 
+def copy_chunk(source: Location, chunk: Chunk, destination: Location, what: str) -> None:
+    """Copy one chunk as it is and read the copy again; raises as `read_chunk`, for the source and for the copy."""
+    data = np.empty(chunk.nbytes - CRC_BYTES, dtype=np.uint8)
+    _read_blocks(source, chunk, _blocks(data), what)
+    destination.write(chunk.key, [data, bytes.fromhex(chunk.crc32c)])
+    check_chunk(destination, chunk, f"the copy of {what}")
+
+
 def _read_blocks(location: Location, chunk: Chunk, blocks: Iterable[NDArray[np.uint8]], what: str) -> None:
     checksum, stored = _Checksum(), bytearray(CRC_BYTES)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError, SondeError, StoreError
-from .terminal import console, extraction_progress, layer_progress, logging_to_stderr, print_results, print_store
+from .terminal import console, counting_progress, extraction_progress, logging_to_stderr, print_results, print_store
 
 if TYPE_CHECKING:
     from .store import Store
@@ -153,6 +153,7 @@ def extract(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: model.dtype=float32.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a store that was begun.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the samples to a store of the same model.")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a frozen model over a data set and keep the activations of every layer.
@@ -179,7 +180,7 @@ def extract(
         settings.append(f"run.out={json.dumps(out)}")
     checked = ExtractConfig.load(config, settings)
     with extraction_progress() as on_progress:
-        store = run_extract(checked, resume=resume, on_progress=on_progress)
+        store = run_extract(checked, resume=resume, append=append, on_progress=on_progress)
     _print_store(store, as_json)
     return SKIPPED if store.skipped else 0
 
@@ -207,7 +208,7 @@ def probe(
     from .probes.run import probe as run_probe
 
     folder = out or Path(f"{store.rstrip('/').removesuffix('.zarr')}.probes") / f"{labels}-{solver.value}"
-    with layer_progress() as on_progress:
+    with counting_progress("layers") as on_progress:
         results = run_probe(
             store,
             labels,
@@ -329,6 +330,66 @@ def verify(
         ended = "marked for `sonde extract --resume`" if repair else "run `sonde verify --repair` to mark them"
         print(f"{summary}; {ended}" if damaged else summary)
     return 1 if left else 0
+
+
+@app.command("copy")
+def copy_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The store to copy.", show_default=False)],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="A path or URL, such as s3://bucket/run.zarr.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Copy a store to another place, with every chunk checked; a copy that was cut off goes on."""
+    from .store.copying import copy_store
+
+    with counting_progress("ranges") as on_progress:
+        copied = copy_store(source, destination, on_progress=on_progress)
+    if as_json:
+        facts = {"store": str(copied.store.location), "complete": copied.store.complete}
+        print(json.dumps(facts | {"copied": copied.ranges, "present": copied.present, "bytes": copied.nbytes}))
+        return
+    print(f"{copied.store.location}: {copied.ranges} ranges copied ({copied.nbytes:,} bytes), {copied.present} there")
+
+
+@app.command()
+def push(
+    store: StorePath,
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset repository.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; main if left out.")] = None,
+) -> None:
+    """Copy a store to the Hugging Face Hub; log in by `hf auth login` before."""
+    from .store import Store
+    from .store.hub import push as push_store
+
+    print(push_store(Store.open(store), repo_id, private=private, revision=revision))
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset repository.", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Folder of the copy.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; main if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a store from the Hugging Face Hub, and verify it."""
+    from .store.hub import pull as pull_store
+
+    _print_store(pull_store(repo_id, destination, revision=revision), as_json)
+
+
+@app.command()
+def pool(
+    store: StorePath,
+    tokens: Annotated[str, typer.Argument(help="last, first, mean, max, image_mean or text_mean.", show_default=False)],
+    site: Annotated[list[str] | None, typer.Option(help="Only these sites.")] = None,
+) -> None:
+    """Make one row per sample of all tokens, without the model."""
+    from .store import Store
+
+    for spec in Store.open(store).pool(tokens, sites=site):
+        print(spec.name)
 
 
 @app.command()

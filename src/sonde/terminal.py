@@ -73,10 +73,10 @@ def extraction_progress() -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def layer_progress() -> Iterator[Callable[[int, int], None]]:
-    """Show how many layers are done."""
+def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many of something (layers, ranges) are done."""
     with _bar() as bar:
-        task = bar.add_task("layers", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
