@@ -527,7 +527,8 @@ class Store:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.commits)} of {len(self.ranges)} ranges"
-        arrays = ", ".join(f"{a.name} [{len(a.layers)}, {self.n_samples}, {a.hidden}]" for a in self.arrays)
+        rows = {True: "tokens", False: self.n_samples}
+        arrays = ", ".join(f"{a.name} [{len(a.layers)}, {rows[a.ragged]}, {a.hidden}]" for a in self.arrays)
         labels = ", ".join(self.label_names) or "none"
         return f"<Store {self.location}: {self.schema.model.get('name')}; {arrays}; labels: {labels}; {state}>"
 

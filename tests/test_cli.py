@@ -12,12 +12,16 @@ import pytest
 
 import sonde
 
-COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info", "verify", "models"]
+COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info", "verify", "copy", "push", "pull"]
+COMMANDS += ["pool", "models"]
 OPTIONS = {
     "demo": ["--out", "--fast"],
-    "extract": ["CONFIG.toml", "--out", "--set", "--resume", "--json"],
+    "extract": ["CONFIG.toml", "--out", "--set", "--resume", "--append", "--json"],
+    "copy": ["SRC", "DST", "--json"],
+    "push": ["RUN.zarr", "OWNER/NAME", "--private", "--revision"],
+    "pull": ["OWNER/NAME", "DST", "--revision"],
     "probe": ["RUN.zarr", "--labels", "--solver", "--out", "--scheduler", "--workers", "--json"],
-    "labels add": ["RUN.zarr", "FILE", "--ignore-unknown", "--overwrite"],
+    "labels add": ["RUN.zarr", "FILE", "--ignore-unknown", "--overwrite", "--kind"],
     "report": ["DIR", "--out"],
     "info": ["RUN.zarr", "--json"],
     "verify": ["RUN.zarr", "--repair", "--json"],
@@ -183,7 +187,7 @@ def test_unknown_ids_are_refused_unless_they_are_to_be_ignored(store: Path, call
     assert "1 ids are not in the store, the first is 'nobody'; correct them or pass --ignore-unknown" in answer.err
     assert "late" not in sonde.open(store).label_names
     answer = call("labels", "add", store, file, "--ignore-unknown", "--json")
-    assert json.loads(answer.out) == {"late": {"kind": "binary", "labelled": 2, "missing": 190}}
+    assert json.loads(answer.out) == {"late": {"kind": "binary", "labelled": 2, "missing": 190, "unknown": 1}}
 
 
 def test_labels_are_replaced_only_on_demand(store: Path, call: Any, tmp_path: Path) -> None:
@@ -262,3 +266,87 @@ def test_models_lists_every_family_that_is_tested(call: Any, monkeypatch: pytest
     assert all(family["takes"] and family["verified"] for family in listed)
     shown = call("models").out
     assert all(f"{family.name} " in shown for family in FAMILIES)
+
+
+# Growing and moving
+
+
+def lines_of(manifest: Path, start: int, stop: int, out: Path) -> Path:
+    out.write_text("".join(manifest.read_text().splitlines(keepends=True)[start:stop]))
+    return out
+
+
+def test_append_adds_the_samples_of_another_manifest(study: Any, call: Any, tmp_path: Path) -> None:
+    first, second = (lines_of(study.manifest, a, b, tmp_path / f"{a}.jsonl") for a, b in ((0, 90), (90, 192)))
+    out = tmp_path / "grown.zarr"
+    extract = ("extract", study.config, "--out", out, "--set")
+    assert call(*extract, f"data.manifest={first}").code == 0
+    again = call(*extract, f"data.manifest={second}")
+    assert (again.code, "exists already" in again.err) == (1, True)
+    grown = call(*extract, f"data.manifest={second}", "--append", "--json")
+    assert (grown.code, json.loads(grown.out)["parts"]) == (0, [90, 102])
+    store, whole = sonde.open(out), sonde.open(study.store)
+    assert store.ids.tolist() == whole.ids.tolist()
+    assert store.labels("topic").column() == whole.labels("topic").column()
+    np.testing.assert_allclose(
+        store.layer("resid_post", "mean", 1).numpy().astype(np.float32),
+        whole.layer("resid_post", "mean", 1).numpy().astype(np.float32),
+        atol=0.1,
+    )
+    assert call("probe", out, "--labels", "topic", *FAST).code == 0
+    assert "parts: 90 + 102 samples" in call("info", out).out
+    wrong = call(*extract, f"data.manifest={second}", "--append", "--set", "capture.tokens=['last']")
+    assert (wrong.code, "capture tokens" in wrong.err, wrong.err.count("\n")) == (1, True, 1)
+
+
+def test_all_tokens_are_extracted_and_pooled(study: Any, call: Any, tmp_path: Path) -> None:
+    out = tmp_path / "all.zarr"
+    assert call("extract", study.config, "--out", out, "--set", 'capture.tokens=["all"]').code == 0
+    assert "resid_post/all  [3, tokens, 32] bfloat16" in call("info", out).out
+    refused = call("probe", out, "--labels", "topic")
+    assert (refused.code, "store.pool('mean')" in refused.err) == (1, True)
+    assert call("pool", out, "mean").out == "resid_post/mean\n"
+    assert call("probe", out, "--labels", "topic", *FAST).code == 0
+    assert call("verify", out).code == 0
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4+bitshuffle"])
+def test_codec_and_dtype_are_settings(study: Any, call: Any, tmp_path: Path, codec: str) -> None:
+    out = tmp_path / "small.zarr"
+    settings = ["--set", f"capture.codec={codec}", "--set", "capture.dtype=int8", "--set", "run.fsync=false"]
+    assert call("extract", study.config, "--out", out, *settings).code == 0
+    assert f"int8, {codec}" in call("info", out).out
+    assert call("probe", out, "--labels", "topic", *FAST).code == 0
+    assert call("verify", out).code == 0
+
+
+def test_copy_to_another_place_and_back(store: Path, call: Any, tmp_path: Path, tree: Any) -> None:
+    url = f"memory://{tmp_path.name}/run.zarr"
+    there = call("copy", store, url, "--json")
+    assert json.loads(there.out)["copied"] == 48
+    assert call("verify", url).code == 0
+    assert call("probe", url, "--labels", "topic", *FAST, "--out", tmp_path / "probes").code == 0
+    back = call("copy", url, tmp_path / "back.zarr")
+    assert "48 ranges copied" in back.out
+    assert tree(tmp_path / "back.zarr") == tree(store)
+    assert "0 ranges copied (0 bytes), 48 there" in call("copy", store, url).out
+
+
+def test_an_extraction_goes_straight_to_a_url(study: Any, call: Any, tmp_path: Path, tree: Any) -> None:
+    url = f"memory://{tmp_path.name}/run.zarr"
+    assert call("extract", study.config, "--out", url).code == 0
+    assert "exists already" in call("extract", study.config, "--out", url).err
+    assert call("extract", study.config, "--out", url, "--resume").code == 0
+    assert call("copy", url, tmp_path / "copy.zarr").code == 0
+    assert tree(tmp_path / "copy.zarr") == tree(study.store)
+
+
+def test_the_kind_of_labels_can_be_given(store: Path, call: Any, tmp_path: Path) -> None:
+    table = tmp_path / "scores.csv"
+    table.write_text("id,score\n" + "".join(f"s{i},{i % 7}\n" for i in range(100)) + "elsewhere,3\n")
+    assert call("labels", "add", store, table).code == 1
+    added = call("labels", "add", store, table, "--ignore-unknown", "--kind", "score=regression", "--json")
+    report = json.loads(added.out)["score"]
+    assert report == {"kind": "regression", "labelled": 100, "missing": 92, "unknown": 1}
+    wrong = call("labels", "add", store, table, "--overwrite", "--kind", "score=number")
+    assert (wrong.code, "one of binary, multiclass, multilabel, regression" in wrong.err) == (1, True)

@@ -18,7 +18,7 @@ from .errors import InputError, SondeError, StoreError
 from .terminal import console, counting_progress, extraction_progress, logging_to_stderr, print_results, print_store
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .store import Kind, Store
 
 SKIPPED = 3
 INTERRUPTED = 130
@@ -244,9 +244,15 @@ def labels_add(
     ],
     ignore_unknown: Annotated[bool, typer.Option("--ignore-unknown", help="Pass over ids not in the store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace labels of the same name.")] = False,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind", metavar="NAME=KIND", help="Kind of a column: binary, multiclass, multilabel or regression."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Join label columns to a store's samples by id."""
+    """Join label columns to a store's samples by id; samples that the file does not name are left without a label."""
     from .store import Store
     from .store.table import read_rows
 
@@ -263,9 +269,13 @@ def labels_add(
     if there and not overwrite:
         raise StoreError(f"{opened.location} has labels {there[0]!r} already; replace them with --overwrite")
     ids = [str(row.cells["id"]) for row in rows]
+    kind_of = _kinds(kinds or [], names)
+    unknown = len(set(ids) - set(opened.ids.tolist()))
     # Every column is joined before the first is written: a mistake in the last leaves the store as it was.
     added = [
-        opened.join_labels(name, ids, [row.cells.get(name) for row in rows], ignore_unknown=ignore_unknown)
+        opened.join_labels(
+            name, ids, [row.cells.get(name) for row in rows], kind=kind_of.get(name), ignore_unknown=ignore_unknown
+        )
         for name in names
     ]
     for labels in added:
@@ -275,6 +285,7 @@ def labels_add(
             "kind": labels.kind,
             "labelled": int(labels.present.sum()),
             "missing": int((~labels.present).sum()),
+            "unknown": unknown,
         }
         for labels in added
     }
@@ -283,6 +294,27 @@ def labels_add(
         return
     for name, facts in report.items():
         print(f"{name}: {facts['kind']}, {facts['labelled']} samples labelled, {facts['missing']} without a label")
+    if unknown:
+        print(f"{unknown} ids of {file} are not in the store: passed over")
+
+
+def _kinds(given: Sequence[str], names: Sequence[str]) -> dict[str, Kind]:
+    """Read ``name=kind`` options."""
+    from typing import get_args
+
+    from .store import Kind
+
+    known: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+    kinds: dict[str, Kind] = {}
+    for text in given:
+        name, _, kind = text.rpartition("=")
+        if name not in names or kind not in known:
+            raise InputError(
+                f"--kind {text!r}: write it as name=kind, with a column ({', '.join(names)}) and one of "
+                f"{', '.join(known)}"
+            )
+        kinds[name] = known[kind]
+    return kinds
 
 
 @app.command()

@@ -91,9 +91,13 @@ def print_store(store: Store) -> None:
     )
     skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
     print(f"samples: {facts['samples']}{skipped}, {ranges['size']} a range")
+    if len(facts["parts"]) > 1:
+        print(f"parts: {' + '.join(map(str, facts['parts']))} samples")
+    codec = f", {facts['codec']}" if facts["codec"] != "none" else ""
     for name, array in facts["arrays"].items():
         layers = array["layers"]
-        print(f"activations: {name}  [{len(layers)}, {facts['samples']}, {array['hidden']}] {array['dtype']}")
+        rows = "tokens" if store.array(*name.rsplit("/", 1)).ragged else facts["samples"]
+        print(f"activations: {name}  [{len(layers)}, {rows}, {array['hidden']}] {array['dtype']}{codec}")
     print(f"labels: {', '.join(f'{name} ({kind})' for name, kind in facts['labels'].items()) or 'none'}")
     if facts["nonfinite"]:
         print(f"non-finite values: {facts['nonfinite']}")
