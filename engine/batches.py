@@ -24,12 +24,15 @@ class Batch:
         Keyword arguments of the model.
     valid, image
         bool ``[batch, position]``: not padding; image content.
+    vision_rows
+        Rows of ``pixel_values`` that each sample has: its images, or their patches.
     """
 
     rows: torch.Tensor
     inputs: dict[str, torch.Tensor]
     valid: torch.Tensor
     image: torch.Tensor
+    vision_rows: tuple[int, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -81,7 +84,9 @@ def collate(samples: Sequence[Encoded], pad_token_id: int) -> Batch:
     image = _pad([sample.image.unsqueeze(0) for sample in samples], width, False)
     if bool(valid.all()) and not samples[0].other:
         inputs.pop("attention_mask", None)
-    return Batch(torch.tensor([sample.row for sample in samples]), inputs, valid, image)
+    pixels = [sample.other["pixel_values"] for sample in samples if "pixel_values" in sample.other]
+    rows = torch.tensor([sample.row for sample in samples])
+    return Batch(rows, inputs, valid, image, tuple(len(x) for x in pixels))
 
 
 def split(batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], Sequence[Encoded]]:

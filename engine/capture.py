@@ -1,27 +1,48 @@
-"""Hooks that take the residual stream while a model runs, and keep only the selected positions.
+"""What is read from a forward pass: the sites, and where in the model each of them is.
 
-The stream of a model with L blocks is read at L + 1 points: point p is the input of block p, point L the output of
-the last block, before the final norm. ``embed`` is point 0, ``resid_pre`` of layer l is point l and ``resid_post``
-of layer l is point l + 1: the input of the next block, so that features that a model adds between blocks are in it.
-``final_norm`` is what the language model's head would read.
+The residual stream of a model with L blocks is read at L + 1 points: point p is the input of block p, point L the
+output of the last block, before the final norm.
+
+==================== ==================================================================================================
+``embed``            point 0: token embeddings with images and learned positions in them; kept as layer 0
+``resid_pre``        of layer l: point l
+``resid_post``       of layer l: point l + 1, the input of the next block, so that features that a model adds between
+                     blocks (deepstack of Qwen3-VL) are in it
+``attn_out``         what the attention of layer l adds to the stream: behind its output projection, and behind the
+                     norm that post-norm models (Gemma 2 and 3, OLMo-2) put there
+``mlp_out``          what the feed-forward part of layer l adds; ``resid_pre + attn_out + mlp_out`` is the block's
+                     output, also where both read the same input (GPT-NeoX)
+``z``                what goes into the output projection of the attention: all heads end to end
+``k``, ``v``         keys and values as the attention of layer l uses them: after rotary positions and norms, the
+                     key-value heads end to end (fewer than query heads where heads are grouped)
+``final_norm``       what the language model's head would read; kept as the last layer
+``vision/resid_post`` output of block l of the vision tower; its positions are the patches of the sample's images
+``connector``        what the language model is given of the image: point 0 at the image's positions; kept as layer 0
+==================== ==================================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sonde.errors import InputError, ModelError
+from sonde.errors import InputError
 from sonde.store import ArraySpec
 
-from .structure import Blocks, text_side
-from .tokens import Selection, check_tokens
+from .tokens import VISION_TOKENS, check_tokens
 
-if TYPE_CHECKING:
-    import torch
+STREAM = ("embed", "resid_pre", "resid_post", "final_norm")
+PARTS = ("attn_out", "mlp_out", "z")
+CACHE = ("k", "v")
+VISION = "vision/resid_post"
+CONNECTOR = "connector"
+FIXED = ("embed", "final_norm", CONNECTOR)
+"""Sites of one layer, which ``layers`` does not choose."""
+SITES = (*STREAM, *PARTS, *CACHE, VISION, CONNECTOR)
 
-SITES = ("embed", "resid_pre", "resid_post", "final_norm")
+Tap = tuple[str, int]
+"""One place in the model: (``stream``, point), (``final_norm``, 0), or (site, layer)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +54,28 @@ class Capture:
     sites, tokens
         Names, as in the configuration.
     layers
-        The model's layers of ``resid_pre`` and ``resid_post``, ascending.
+        Site -> layers that its arrays hold, ascending.
     n_layers
-        Number of blocks of the model.
+        Number of blocks of the language model.
     """
 
     sites: tuple[str, ...]
     tokens: tuple[str, ...]
-    layers: tuple[int, ...]
+    layers: Mapping[str, tuple[int, ...]]
     n_layers: int
 
     @classmethod
-    def plan(cls, sites: tuple[str, ...], tokens: tuple[str, ...], layers: Any, n_layers: int) -> Capture:
-        """Check what was asked for against a model of ``n_layers`` blocks; ``layers`` is "all" or numbers from 0.
+    def plan(
+        cls, sites: tuple[str, ...], tokens: tuple[str, ...], layers: Any, n_layers: int, n_vision_layers: int = 0
+    ) -> Capture:
+        """Check what was asked for against a model.
+
+        Parameters
+        ----------
+        layers
+            "all", layer numbers from 0, or a mapping of sites to either; sites that it leaves out have all layers.
+        n_layers, n_vision_layers
+            Blocks of the language model, and of the vision tower.
 
         Raises
         ------
@@ -58,131 +88,42 @@ class Capture:
             if sites.count(site) > 1:
                 raise InputError(f"site {site!r} stands twice in capture.sites")
         check_tokens(tokens)
-        chosen = tuple(range(n_layers)) if layers == "all" else tuple(sorted(set(layers)))
-        if not chosen or chosen[0] < 0 or chosen[-1] >= n_layers:
-            raise InputError(f"capture.layers {list(chosen)}: the model has layers 0 to {n_layers - 1}")
+        if VISION in sites and not n_vision_layers:
+            raise InputError(f"the model has no vision tower with blocks to be found: leave {VISION} out of the sites")
+        given = layers if isinstance(layers, Mapping) else dict.fromkeys(sites, layers)
+        unknown = [site for site in given if site not in sites]
+        if unknown:
+            raise InputError(f"capture.layers names {unknown[0]!r}, which is not among capture.sites")
+        fixed = {"embed": (0,), CONNECTOR: (0,), "final_norm": (n_layers - 1,)}
+        chosen = {}
+        for site in sites:
+            n = n_vision_layers if site == VISION else n_layers
+            wanted = given.get(site, "all")
+            numbers = tuple(range(n)) if wanted == "all" else tuple(sorted(set(wanted)))
+            if not numbers or numbers[0] < 0 or numbers[-1] >= n:
+                raise InputError(f"capture.layers {list(numbers)}: the model has layers 0 to {n - 1} of {site}")
+            chosen[site] = fixed.get(site, numbers)
         return cls(sites, tokens, chosen, n_layers)
 
-    def layers_of(self, site: str) -> tuple[int, ...]:
-        """Layers that a site's arrays hold; ``embed`` is kept as layer 0, ``final_norm`` as the last layer."""
-        return {"embed": (0,), "final_norm": (self.n_layers - 1,)}.get(site, self.layers)
-
-    def points_of(self, site: str) -> tuple[int, ...]:
-        """Points of the stream for each of a site's layers; the output of the final norm is point L + 1."""
+    def taps_of(self, site: str) -> tuple[Tap, ...]:
+        """Where each of a site's layers is read."""
         if site == "final_norm":
-            return (self.n_layers + 1,)
-        return tuple(layer + (site == "resid_post") for layer in self.layers_of(site))
+            return (("final_norm", 0),)
+        if site in ("embed", "resid_pre", CONNECTOR):
+            return tuple(("stream", layer) for layer in self.layers[site])
+        if site == "resid_post":
+            return tuple(("stream", layer + 1) for layer in self.layers[site])
+        return tuple((site, layer) for layer in self.layers[site])
 
     @property
-    def points(self) -> tuple[int, ...]:
-        """All points that are read, ascending."""
-        return tuple(sorted({point for site in self.sites for point in self.points_of(site)}))
+    def taps(self) -> frozenset[Tap]:
+        """All places that are read."""
+        return frozenset(tap for site in self.sites for tap in self.taps_of(site))
 
-    def arrays(self, hidden: int) -> tuple[ArraySpec, ...]:
-        """The store's arrays."""
-        return tuple(ArraySpec(s, t, self.layers_of(s), hidden) for s in self.sites for t in self.tokens)
+    def tokens_of(self, site: str) -> tuple[str, ...]:
+        """Selectors that a site is kept for: of patches only those that make sense of a picture."""
+        return tuple(t for t in self.tokens if site != VISION or t in VISION_TOKENS)
 
-
-class _Stop(Exception):
-    """Ends a forward pass that has given all that was asked of it."""
-
-
-class Recorder:
-    """Hooks on one model that record the selected stream of each forward pass.
-
-    Parameters
-    ----------
-    model
-        The base model; its forward pass is cut off after the last point that is wanted.
-    blocks
-        Its stack.
-    capture
-        What is wanted.
-    """
-
-    def __init__(self, model: Any, blocks: Blocks, capture: Capture) -> None:
-        self._model = model
-        self._text_model = text_side(model)
-        self._capture = capture
-        self._selection: Selection | None = None
-        self._found: dict[int, torch.Tensor] = {}
-        self._handles = []
-        for point, block in enumerate(blocks.layers):
-            if point in capture.points:
-                self._handles.append(block.register_forward_pre_hook(self._on_input(point), with_kwargs=True))
-        last = blocks.layers[-1].register_forward_hook(self._on_last_block)
-        self._handles.append(last)
-        if capture.n_layers + 1 in capture.points:
-            if not blocks.norms:
-                raise InputError("this model has no final norm after its last block: leave final_norm out of the sites")
-            self._handles += [norm.register_forward_hook(self._on_norm) for norm in blocks.norms]
-        self._after_last = False
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-
-    def run(self, inputs: dict[str, torch.Tensor], selection: Selection) -> torch.Tensor:
-        """Run the model once.
-
-        Parameters
-        ----------
-        inputs
-            Keyword arguments of the model, on its device.
-        selection
-            Positions to keep.
-
-        Returns
-        -------
-        torch.Tensor
-            ``[point, batch, tokens, hidden]`` on the model's device.
-
-        Raises
-        ------
-        ModelError
-            If the pass did not come by every point.
-        """
-        import torch
-
-        self._selection, self._found, self._after_last = selection, {}, False
-        model = self._model if "pixel_values" in inputs else self._text_model
-        try:
-            with torch.inference_mode():
-                model(**inputs, use_cache=False) if self._takes_cache else model(**inputs)
-        except _Stop:
-            pass
-        finally:
-            self._selection = None
-        missing = [point for point in self._capture.points if point not in self._found]
-        if missing:
-            raise ModelError(
-                f"the forward pass of {type(self._model).__name__} did not come by points {missing} of its stream"
-            )
-        return torch.stack([self._found.pop(point) for point in self._capture.points])
-
-    @property
-    def _takes_cache(self) -> bool:
-        return hasattr(self._model.config.get_text_config(), "use_cache")
-
-    def _on_input(self, point: int) -> Callable[..., None]:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(point, args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    def _on_last_block(self, module: Any, args: Any, output: Any) -> None:
-        self._after_last = True
-        if self._capture.n_layers in self._capture.points:
-            self._keep(self._capture.n_layers, output if hasattr(output, "shape") else output[0])
-
-    def _on_norm(self, module: Any, args: Any, output: Any) -> None:
-        if self._after_last:
-            self._keep(self._capture.n_layers + 1, output)
-
-    def _keep(self, point: int, hidden: torch.Tensor) -> None:
-        if self._selection is None:
-            return
-        self._found[point] = self._selection(hidden)
-        if point == self._capture.points[-1]:
-            raise _Stop
+    def arrays(self, widths: Mapping[str, int]) -> tuple[ArraySpec, ...]:
+        """The store's arrays, of the given lengths of a vector by site."""
+        return tuple(ArraySpec(s, t, self.layers[s], widths[s]) for s in self.sites for t in self.tokens_of(s))

@@ -62,7 +62,7 @@ class CaptureSection(_Section):
 
     sites: tuple[str, ...] = Field(("resid_post",), min_length=1)
     tokens: tuple[str, ...] = Field(("last",), min_length=1)
-    layers: Literal["all"] | tuple[int, ...] = "all"
+    layers: Literal["all"] | tuple[int, ...] | dict[str, Literal["all"] | tuple[int, ...]] = "all"
     dtype: Literal["bfloat16", "float16", "float32", "int8"] | None = Field(
         None, description="of the store; the model's if left out. int8 has a scale for every vector"
     )
@@ -73,9 +73,12 @@ class CaptureSection(_Section):
     @field_validator("layers", mode="before")
     @classmethod
     def _layers(cls, value: Any) -> Any:
-        if value == "all" or (isinstance(value, list | tuple) and all(type(layer) is int for layer in value)):
-            return value
-        raise ValueError('give "all" or a list of layer numbers, such as [0, 8, 16]')
+        for layers in value.values() if isinstance(value, dict) else [value]:
+            if layers != "all" and not (
+                isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
+            ):
+                raise ValueError('give "all", a list of layer numbers, such as [0, 8, 16], or a table of them by site')
+        return value
 
 
 class RunSection(_Section):

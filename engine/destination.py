@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from sonde.errors import InputError, StoreError
 from sonde.store import ALL, DTYPES, Labels, Location, Range, Schema, Store, ensure_vacant, plan_range_size
 
-from .capture import Capture
+from .capture import FIXED, Capture
 from .config import ExtractConfig
 from .inputs import Encoder
 from .model import Model
@@ -63,14 +63,14 @@ def mode_of(location: Location, *, resume: bool, append: bool) -> Mode:
 
 
 def plan_schema(
-    config: ExtractConfig, dataset: Dataset, model: Model, capture: Capture, encoder: Encoder, hidden: int
+    config: ExtractConfig, dataset: Dataset, model: Model, capture: Capture, encoder: Encoder, widths: Mapping[str, int]
 ) -> Schema:
     """Describe the store that this extraction would make."""
-    arrays = capture.arrays(hidden)
+    arrays = capture.arrays(widths)
     dtype = config.capture.dtype or config.model.dtype
-    row_bytes = [hidden * DTYPES[dtype].itemsize]
+    row_bytes = [array.hidden * DTYPES[dtype].itemsize for array in arrays]
     if ALL in capture.tokens:
-        of_layers = sum(len(array.layers) for array in arrays if array.ragged) * row_bytes[0]
+        of_layers = sum(len(a.layers) * a.hidden for a in arrays if a.ragged) * DTYPES[dtype].itemsize
         # A range's chunk budget stands for one row here, so many times smaller than the range's.
         row_bytes.append(-(-_mean_length(dataset, encoder) * of_layers * _CHUNK_BYTES // _RANGE_BYTES))
     return Schema(
@@ -79,7 +79,7 @@ def plan_schema(
         range_size=config.run.range_size or plan_range_size(len(dataset), row_bytes),
         model=dict(model.provenance),
         data={"fingerprint": dataset.fingerprint()} | encoder.settings,
-        capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": list(capture.layers)},
+        capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": _layers(capture)},
         # Where the store lies is no part of it: two runs of one configuration give the same bytes.
         config=json.loads(config.model_dump_json(exclude_none=True, exclude={"run": {"out", "fsync"}})),
         dtype=dtype,
@@ -143,6 +143,15 @@ def _merge_labels(store: Store, name: str, dataset: Dataset, first: int) -> None
         classes = (*there.names, *sorted({*(classes or ()), *found} - {*there.names})) if there.names else None
     column[first : first + len(values)] = values
     store.write_labels(Labels.from_column(name, column, kind=kind, classes=classes), overwrite=True)
+
+
+def _layers(capture: Capture) -> Any:
+    """Layers as the configuration names them: one list where all sites that have a choice have the same."""
+    chosen = {site: list(capture.layers[site]) for site in capture.sites if site not in FIXED}
+    lists = list(chosen.values())
+    if not lists:
+        return list(range(capture.n_layers))
+    return lists[0] if all(layers == lists[0] for layers in lists) else chosen
 
 
 def _mean_length(dataset: Dataset, encoder: Encoder) -> int:

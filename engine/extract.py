@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from sonde.errors import InputError, ModelError
 from sonde.store import ALL, Commit, Labels, Range, Store, as_numpy, locate
 
 from .batches import Batch, collate, split
-from .capture import Capture, Recorder
+from .capture import CONNECTOR, Capture
 from .config import DataSection, ExtractConfig
 from .dataset import load_dataset
 from .destination import Destination, mode_of, open_destination, plan_schema
@@ -27,8 +27,10 @@ from .inputs import Encoded, Encoder
 from .model import Model, load_model
 from .pipeline import Finished, Work, work_of
 from .prefetch import prefetch
+from .recorder import Recorder
 from .sample import Dataset, Sample
-from .tokens import Selection
+from .structure import find_vision_blocks
+from .widths import two_tokens, widths
 
 if TYPE_CHECKING:
     import torch
@@ -112,14 +114,16 @@ def extract(
         # A column that cannot be used is found before the model is loaded.
         Labels.from_column(name, dataset.column(name), classes=dataset.classes.get(name))
     model = load_model(config.model)
-    capture = Capture.plan(config.capture.sites, config.capture.tokens, config.capture.layers, model.n_layers)
+    vision = find_vision_blocks(model.module)
+    capture = Capture.plan(
+        config.capture.sites, config.capture.tokens, config.capture.layers, model.n_layers, len(vision)
+    )
     data = config.data or DataSection()
-    encoder = Encoder(model, capture.tokens, data.prompt_format, data.truncate)
+    encoder = Encoder(model, capture, data.prompt_format, data.truncate)
     with ExitStack() as stack:
-        recorder = Recorder(model.module, model.blocks, capture)
+        recorder = Recorder(model.module, model.blocks, capture, vision, two_tokens(model))
         stack.callback(recorder.close)
-        hidden = _hidden_size(model, recorder, capture)
-        schema = plan_schema(config, dataset, model, capture, encoder, hidden)
+        schema = plan_schema(config, dataset, model, capture, encoder, widths(model, vision, capture))
         stack.enter_context(location.lock())
         destination = open_destination(location, mode, config, dataset, schema)
         _Run(config, dataset, model, capture, encoder, recorder, destination, on_progress).run()
@@ -192,7 +196,7 @@ class _Run:
         if len(samples) == 1 or padded <= self._token_budget:
             batch = collate(samples, self._encoder.pad_token_id)
             try:
-                states = run_batch(self._model, self._recorder, self._capture, batch)
+                states = run_batch(self._model, self._recorder, batch)
             except torch.cuda.OutOfMemoryError as error:
                 if len(samples) == 1:
                     raise ModelError(
@@ -209,23 +213,23 @@ class _Run:
                 self._forward(half, range_, buffers)
             return
         dtype = getattr(torch, self._store.schema.numpy_dtype.name)
-        self._keep(as_numpy(states.to(dtype).to("cpu")), batch, range_, buffers)
+        host = {site: as_numpy(x.to(dtype).to("cpu")) for site, x in states.items()}
+        self._keep(host, batch, range_, buffers)
         self.progress.tokens += batch.n_tokens
 
-    def _keep(self, host: NDArray[Any], batch: Batch, range_: Range, buffers: Mapping[str, Any]) -> None:
-        """Put the states of a batch, ``[point, batch, selected + position, hidden]``, to their places in the range."""
-        points = {point: i for i, point in enumerate(self._capture.points)}
-        reduced = [tokens for tokens in self._capture.tokens if tokens != ALL]
+    def _keep(self, host: Mapping[str, NDArray[Any]], batch: Batch, range_: Range, buffers: Mapping[str, Any]) -> None:
+        """Put the states of a batch, by site ``[layer, batch, selected + position, hidden]``, to their places."""
         rows = batch.rows.numpy()
-        for site in self._capture.sites:
-            of_site = [points[p] for p in self._capture.points_of(site)]
+        for site, states in host.items():
+            reduced = [tokens for tokens in self._capture.tokens_of(site) if tokens != ALL]
             for k, tokens in enumerate(reduced):
-                buffers[f"{site}/{tokens}"][:, rows - range_.start] = host[of_site, :, k]
-            if ALL in self._capture.tokens:
+                buffers[f"{site}/{tokens}"][:, rows - range_.start] = states[:, :, k]
+            if ALL in self._capture.tokens_of(site):
                 ids, image = batch.inputs["input_ids"].numpy(), batch.image.numpy()
-                for i, n in enumerate(batch.valid.sum(dim=1).tolist()):
-                    values = host[of_site, i, len(reduced) : len(reduced) + n]
-                    buffers[f"{site}/{ALL}"].put(int(rows[i]), values, ids[i, :n], image[i, :n])
+                kept = batch.valid.numpy() & image if site == CONNECTOR else batch.valid.numpy()
+                for i, row in enumerate(rows.tolist()):
+                    values = states[:, i, len(reduced) :][:, kept[i]]
+                    buffers[f"{site}/{ALL}"].put(row, values, ids[i, kept[i]], image[i, kept[i]])
 
     def _count_skipped(self, item: Finished) -> None:
         self.progress.samples += len(item.skipped)
@@ -253,26 +257,14 @@ class _Run:
             log.warning("the run's log could not be written: %s", error)
 
 
-def run_batch(model: Model, recorder: Recorder, capture: Capture, batch: Batch) -> torch.Tensor:
-    """Run one batch and return the kept states, ``[point, batch, tokens, hidden]`` on the model's device."""
+def run_batch(model: Model, recorder: Recorder, batch: Batch) -> dict[str, torch.Tensor]:
+    """Run one batch and return the kept states by site, as `Recorder.run` does."""
     device, dtype = model.device, model.module.dtype
     inputs = {
         key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
         for key, value in batch.inputs.items()
     }
-    selection = Selection.plan(capture.tokens, batch.valid.to(device), batch.image.to(device))
-    return recorder.run(inputs, selection)
-
-
-def _hidden_size(model: Model, recorder: Recorder, capture: Capture) -> int:
-    """Run two tokens of text through the model, to see that every point is met and how wide the stream is."""
-    import torch
-
-    ids = [i for i in range(1, 4) if i != model.image_token_id][:2]
-    sequence = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones((1, 2), dtype=torch.int64)}
-    sample = Encoded(0, sequence, {}, torch.tensor([False, False]))
-    probe = replace(capture, tokens=("last",))
-    return run_batch(model, recorder, probe, collate([sample], 0)).shape[-1]
+    return recorder.run(inputs, batch.valid.to(device), batch.image.to(device), batch.vision_rows)
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sonde.errors import InputError
 
+from .capture import CONNECTOR, VISION, Capture
 from .model import Model
 from .sample import Sample
+from .tokens import index_of
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +62,8 @@ class Encoder:
     ----------
     model
         Its processor is used.
-    tokens
-        The token selectors that each sample must have positions for.
+    capture
+        The sites and token selectors that each sample must have positions for.
     prompt_format
         ``raw``: the prompt as it is (image placeholders that it lacks are put in front of it); ``chat``: through the
         model's chat template as a user's turn that the model is about to answer; ``auto``: chat for image-text
@@ -78,7 +80,7 @@ class Encoder:
     def __init__(
         self,
         model: Model,
-        tokens: tuple[str, ...],
+        capture: Capture,
         prompt_format: Literal["auto", "raw", "chat"] = "auto",
         truncate: int | None = None,
     ) -> None:
@@ -92,7 +94,7 @@ class Encoder:
         self._image_token: str | None = getattr(model.processor, "image_token", None)
         self._placeholder = _placeholder(model.module.config, self._tokenizer, self._image_token)
         self._max_length = model.max_length
-        self._tokens = tokens
+        self._capture = capture
         self._truncate = truncate
         has_template = bool(getattr(model.processor, "chat_template", None))
         if prompt_format == "auto":
@@ -202,10 +204,7 @@ class Encoder:
         image = self._image_positions(tensors)
         if has_image and (self._image_token_id is not None or self._places_image) and not image.any():
             raise InputError("its images have no place in its prompt; the model's chat template leaves them out")
-        if "image_mean" in self._tokens and not image.any():
-            raise InputError("tokens image_mean: it has no image positions")
-        if "text_mean" in self._tokens and bool(image.all()):
-            raise InputError("tokens text_mean: it has no text positions")
+        self._check_positions(length, int(image.sum()))
         tensors.setdefault("attention_mask", ids.new_ones(ids.shape))
         sequence = {
             key: value
@@ -214,6 +213,21 @@ class Encoder:
         }
         other = {key: value for key, value in tensors.items() if key not in sequence}
         return Encoded(row, sequence, other, image)
+
+    def _check_positions(self, length: int, n_image: int) -> None:
+        """Raise InputError if a site or selector has no position to read in a sample."""
+        if "image_mean" in self._capture.tokens and not n_image:
+            raise InputError("tokens image_mean: it has no image positions")
+        if "text_mean" in self._capture.tokens and n_image == length:
+            raise InputError("tokens text_mean: it has no text positions")
+        for site in (CONNECTOR, VISION):
+            if site in self._capture.sites and not n_image:
+                raise InputError(f"site {site}: it has no image")
+        for tokens in self._capture.tokens:
+            n = index_of(tokens)
+            there = n_image if self._capture.sites == (CONNECTOR,) else length
+            if n is not None and not -there <= n < there:
+                raise InputError(f"tokens {tokens}: it has {there} positions")
 
     def _image_positions(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         ids = tensors["input_ids"][0]

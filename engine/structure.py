@@ -10,6 +10,7 @@ from sonde.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
+_VISION_TOWERS = ("vision", "visual")
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "video")
 # Models whose forward pass refuses text without an image, though their language side takes it.
 _REFUSE_TEXT = ("kosmos-2",)
@@ -65,6 +66,23 @@ def find_blocks(model: Any) -> Blocks:
     parent = decoder.get_submodule(name.rpartition(".")[0])
     norms = tuple(child for child in parent.children() if "norm" in type(child).__name__.lower())
     return Blocks(layers, norms, name)
+
+
+def find_vision_blocks(model: Any) -> tuple[nn.Module, ...]:
+    """Find the blocks of a model's vision tower; empty if there is none.
+
+    They are the first ``ModuleList`` of as many entries as the vision configuration has layers, under a name that
+    speaks of vision.
+    """
+    from torch import nn
+
+    config = getattr(model.config, "vision_config", None)
+    depths = {getattr(config, name, None) for name in ("num_hidden_layers", "depth", "num_layers")} - {None}
+    for name, module in model.named_modules():
+        named = any(tower in part for part in name.split(".") for tower in _VISION_TOWERS)
+        if named and isinstance(module, nn.ModuleList) and len(module) in depths:
+            return tuple(module)
+    return ()
 
 
 def text_side(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,25 @@ if TYPE_CHECKING:
 
 POSITIONS = ("last", "first")
 MEANS = ("mean", "image_mean", "text_mean")
-SELECTORS = (*POSITIONS, *MEANS, ALL)
+MAX = "max"
+SELECTORS = (*POSITIONS, *MEANS, MAX, ALL)
+# What is kept of a picture's patches: they have no last one that has seen the others.
+VISION_TOKENS = ("mean", "image_mean", MAX)
+
+_INDEX = re.compile(r"index:(-?[0-9]{1,9})")
+
+
+def index_of(tokens: str) -> int | None:
+    """The n of ``index:n``; None of other selectors."""
+    match = _INDEX.fullmatch(tokens)
+    return int(match[1]) if match else None
 
 
 def check_tokens(tokens: tuple[str, ...]) -> None:
     """Raise InputError if a token selector is unknown or given twice."""
     for name in tokens:
-        if name not in SELECTORS:
-            raise InputError(f"unknown tokens {name!r} in capture.tokens; there are {', '.join(SELECTORS)}")
+        if name not in SELECTORS and index_of(name) is None:
+            raise InputError(f"unknown tokens {name!r} in capture.tokens; there are {', '.join(SELECTORS)}, index:n")
         if tokens.count(name) > 1:
             raise InputError(f"tokens {name!r} stand twice in capture.tokens")
 
@@ -35,46 +47,55 @@ class Selection:
         int64 ``[batch, n]``: positions that are taken as they are.
     weights
         float32 ``[batch, m, position]``: averages, one row of weights each.
+    valid
+        bool ``[batch, position]`` if there is a maximum to take: where it is taken.
     order
-        For each of the tokens asked for, its place among the n positions followed by the m averages.
+        For each of the tokens asked for, its place among the n positions, the m averages and the maximum.
     everything
         Whether all positions are kept besides.
     """
 
     index: torch.Tensor
     weights: torch.Tensor
+    valid: torch.Tensor | None
     order: torch.Tensor
-    everything: bool = False
+    everything: bool
 
     @classmethod
     def plan(cls, tokens: tuple[str, ...], valid: torch.Tensor, image: torch.Tensor) -> Selection:
-        """Find the positions of one right-padded batch.
+        """Find the positions of one batch.
 
         Parameters
         ----------
         tokens
             Selectors, in the order in which they come out.
         valid
-            bool ``[batch, position]``, false on padding.
+            bool ``[batch, position]``: positions that count; padding does not.
         image
             bool ``[batch, position]``, true where the token stands for image content.
         """
         import torch
 
-        lengths = valid.sum(dim=1)
-        index = {"last": lengths - 1, "first": torch.zeros_like(lengths)}
         masks = {"mean": valid, "image_mean": valid & image, "text_mean": valid & ~image}
-        kept = [name for name in tokens if name in index]
+        kept = [name for name in tokens if name in POSITIONS or index_of(name) is not None]
         means = [name for name in tokens if name in masks]
         batch, positions = valid.shape
-        positions_of = torch.stack([index[n] for n in kept], 1) if kept else lengths.new_zeros((batch, 0))
+        # The n-th position that counts is where their running number is n + 1.
+        number, count = valid.cumsum(dim=1), valid.sum(dim=1, keepdim=True)
+        index = [_nth(number, count, valid, _PLACES.get(name, index_of(name) or 0)) for name in kept]
         weights = torch.zeros((batch, len(means), positions), dtype=torch.float32, device=valid.device)
         for i, name in enumerate(means):
             mask = masks[name].float()
             weights[:, i] = mask / mask.sum(dim=1, keepdim=True)
-        places = [(kept + means).index(name) for name in tokens if name != ALL]
-        order = torch.tensor(places, dtype=torch.int64, device=valid.device)
-        return cls(positions_of, weights, order, ALL in tokens)
+        places = [*kept, *means, MAX]
+        order = [places.index(name) for name in tokens if name != ALL]
+        return cls(
+            torch.cat(index, dim=1) if index else number.new_zeros((batch, 0)),
+            weights,
+            valid if MAX in tokens else None,
+            torch.tensor(order, dtype=torch.int64, device=valid.device),
+            ALL in tokens,
+        )
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Reduce ``[batch, position, hidden]`` to ``[batch, tokens, hidden]``: a copy, averages in float32.
@@ -87,5 +108,17 @@ class Selection:
         parts = [hidden.gather(1, index)]
         if self.weights.shape[1]:
             parts = [parts[0].float(), torch.bmm(self.weights, hidden.float())]
+        if self.valid is not None:
+            largest = hidden.masked_fill(~self.valid.unsqueeze(-1), -torch.inf).amax(dim=1, keepdim=True)
+            parts.append(largest.to(parts[0].dtype))
         selected = torch.cat(parts, dim=1).index_select(1, self.order)
         return torch.cat([selected, hidden.to(selected.dtype)], dim=1) if self.everything else selected
+
+
+_PLACES = {"first": 0, "last": -1}
+
+
+def _nth(number: torch.Tensor, count: torch.Tensor, valid: torch.Tensor, n: int) -> torch.Tensor:
+    """Position of the n-th that counts, from the end if negative: int64 ``[batch, 1]``."""
+    wanted = count + n + 1 if n < 0 else count.new_full(count.shape, n + 1)
+    return ((number == wanted) & valid).float().argmax(dim=1, keepdim=True)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sonde.engine.capture import Capture, Recorder
+from sonde.engine.capture import Capture
 from sonde.engine.config import ModelSection
 from sonde.engine.model import Model, load_model
+from sonde.engine.recorder import Recorder
 from sonde.engine.structure import find_blocks
-from sonde.engine.tokens import Selection
 from sonde.errors import InputError, ModelError
 
 IDS = ((0, 9, 8, 7), (0, 6, 5, 4))
@@ -29,7 +29,7 @@ def record(model: Model, *sites: str, layers: Any = "all") -> tuple[Capture, Any
     recorder = Recorder(model.module, model.blocks, capture)
     valid = torch.ones((2, 4), dtype=torch.bool)
     try:
-        return capture, recorder.run({"input_ids": torch.tensor(IDS)}, Selection.plan(("last",), valid, ~valid))
+        return capture, recorder.run({"input_ids": torch.tensor(IDS)}, valid, ~valid)
     finally:
         recorder.close()
 
@@ -42,17 +42,27 @@ def plain(model: Model) -> list[Any]:
     return [state[:, -1] for state in states]
 
 
-def test_each_site_has_its_layers_and_points() -> None:
-    capture = Capture.plan(("embed", "resid_pre", "resid_post", "final_norm"), ("last", "mean"), [2, 0], 4)
-    assert capture.layers == (0, 2)
-    assert {site: capture.layers_of(site) for site in capture.sites} == {
+def test_each_site_has_its_layers_and_places() -> None:
+    sites = ("embed", "resid_pre", "resid_post", "final_norm", "z")
+    capture = Capture.plan(sites, ("last", "mean"), [2, 0], 4)
+    assert capture.layers == {
         "embed": (0,),
         "resid_pre": (0, 2),
         "resid_post": (0, 2),
         "final_norm": (3,),
+        "z": (0, 2),
     }
-    assert capture.points == (0, 1, 2, 3, 5)
-    assert [spec.name for spec in capture.arrays(16)][:3] == ["embed/last", "embed/mean", "resid_pre/last"]
+    stream = {("stream", point) for point in (0, 1, 2, 3)}
+    assert capture.taps == stream | {("final_norm", 0), ("z", 0), ("z", 2)}
+    arrays = capture.arrays(dict.fromkeys(sites, 16))
+    assert [spec.name for spec in arrays][:3] == ["embed/last", "embed/mean", "resid_pre/last"]
+
+
+def test_layers_can_be_chosen_by_site() -> None:
+    capture = Capture.plan(("resid_post", "z", "k", "embed"), ("last",), {"z": [1], "k": "all"}, 3)
+    assert capture.layers == {"resid_post": (0, 1, 2), "z": (1,), "k": (0, 1, 2), "embed": (0,)}
+    with pytest.raises(InputError, match="names 'v', which is not among"):
+        Capture.plan(("resid_post",), ("last",), {"v": [1]}, 3)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +110,15 @@ def test_the_pass_is_cut_off_behind_the_last_point(
         for handle in handles:
             handle.remove()
     assert counts == calls
-    assert states.shape == (len(capture.points), 2, 1, 32)
+    assert {site: x.shape for site, x in states.items()} == {
+        site: (len(capture.layers[site]), 2, 1, 32) for site in sites
+    }
 
 
 def test_a_pass_that_was_cut_off_leaves_the_model_as_it_was(model: Model) -> None:
     before = plain(model)
     _, states = record(model, "embed")
-    np.testing.assert_array_equal(states[0, :, 0].numpy(), before[0].numpy())
+    np.testing.assert_array_equal(states["embed"][0, :, 0].numpy(), before[0].numpy())
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules())
     record(model, "embed", "resid_post", "final_norm")
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules()) == hooks
@@ -117,8 +129,8 @@ def test_a_pass_that_was_cut_off_leaves_the_model_as_it_was(model: Model) -> Non
 def test_one_layer_among_several_is_the_right_one(model: Model) -> None:
     _, states = record(model, "resid_pre", "resid_post", layers=[1])
     expected = plain(model)
-    np.testing.assert_allclose(states[0, :, 0].numpy(), expected[1].numpy(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(states[1, :, 0].numpy(), expected[2].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(states["resid_pre"][0, :, 0].numpy(), expected[1].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(states["resid_post"][0, :, 0].numpy(), expected[2].numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_pass_that_misses_a_point_is_a_model_error(model: Model, model_folder: Callable[[str], Path]) -> None:
@@ -127,8 +139,8 @@ def test_a_pass_that_misses_a_point_is_a_model_error(model: Model, model_folder:
     other = load_model(ModelSection(name=str(model_folder("llama")), dtype="float32"))
     recorder = Recorder(other.module, model.blocks, Capture.plan(("resid_pre",), ("last",), [1, 2], 3))
     valid = torch.ones((1, 4), dtype=torch.bool)
-    with pytest.raises(ModelError, match=r"LlamaModel did not come by points \[1, 2\]"):
-        recorder.run({"input_ids": torch.tensor(IDS[:1])}, Selection.plan(("last",), valid, ~valid))
+    with pytest.raises(ModelError, match=r"LlamaModel did not come by .*'stream', 1.*'stream', 2"):
+        recorder.run({"input_ids": torch.tensor(IDS[:1])}, valid, ~valid)
     recorder.close()
 
 

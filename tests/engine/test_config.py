@@ -164,8 +164,8 @@ def test_an_override_of_something_that_is_no_section_is_refused() -> None:
         (MODEL | {"run": {"token_budget": 0}}, r"run\.token_budget: .*greater than or equal to 1.*got 0"),
         (MODEL | {"capture": {"sites": "embed"}}, r"capture\.sites: give a list.*got 'embed'"),
         (MODEL | {"capture": {"sites": []}}, r"capture\.sites: give at least one"),
-        (MODEL | {"capture": {"layers": "most"}}, r"capture\.layers: give \"all\" or a list.*got 'most'"),
-        (MODEL | {"capture": {"layers": [0, 1.5]}}, r"capture\.layers: give \"all\" or a list.*got \[0, 1\.5\]"),
+        (MODEL | {"capture": {"layers": "most"}}, r"capture\.layers: give \"all\", a list.*got 'most'"),
+        (MODEL | {"capture": {"layers": [0, 1.5]}}, r"capture\.layers: give \"all\", a list.*got \[0, 1\.5\]"),
         (MODEL | {"data": {"task": "poetry"}}, r"data\.task: .*'entailment' or 'recognition'.*got 'poetry'"),
         (MODEL | {"data": {"task": "recognition"}}, "data: the task 'recognition' needs both annotations and images"),
         (

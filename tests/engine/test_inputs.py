@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sonde.engine import Sample
+from sonde.engine.capture import Capture
 from sonde.engine.config import ModelSection
 from sonde.engine.inputs import Encoder
 from sonde.engine.model import Model, load_model
@@ -25,6 +26,10 @@ PICKY = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     "{{ m['role'] + ' ' + m['content'] }} {% endfor %}"
 )
+
+
+def keep(tokens: str) -> Capture:
+    return Capture.plan(("embed",), (tokens,), "all", 3)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def chatty(model_folder: Callable[[str], Path], scratch: Path) -> Model:
 
 
 def ids(model: Model, sample: Sample, prompt_format: Any = "auto", truncate: int | None = None) -> list[int]:
-    encoded = Encoder(model, ("last",), prompt_format, truncate)(0, sample)
+    encoded = Encoder(model, keep("last"), prompt_format, truncate)(0, sample)
     out: list[int] = encoded.sequence["input_ids"][0].tolist()
     return out
 
@@ -83,7 +88,7 @@ def test_places_for_images_that_a_raw_prompt_lacks_are_put_in_front(
 
 
 def test_image_positions_are_those_of_the_image_token(load: Callable[[str], Model], pictures: list[Path]) -> None:
-    encoded = Encoder(load("llava"), ("image_mean",), "raw")(5, Sample("a", prompt="a", images=(pictures[0],)))
+    encoded = Encoder(load("llava"), keep("image_mean"), "raw")(5, Sample("a", prompt="a", images=(pictures[0],)))
     assert encoded.row == 5
     assert encoded.image.sum() == (32 // 8) ** 2
     assert encoded.image.tolist() == (encoded.sequence["input_ids"][0] == load("llava").image_token_id).tolist()
@@ -101,19 +106,19 @@ def test_the_format_of_prompts_is_chosen_by_the_model_and_the_user(
     chatty: Model, load: Callable[[str], Model], model_folder: Callable[[str], Path]
 ) -> None:
     sample = Sample("a", prompt="a red circle")
-    assert Encoder(chatty, ("last",)).prompt_format == "raw"
+    assert Encoder(chatty, keep("last")).prompt_format == "raw"
     assert ids(chatty, sample) == ids(chatty, sample, "raw") == chatty.processor("a red circle")["input_ids"]
     through = chatty.processor.apply_chat_template(
         [{"role": "user", "content": "a red circle"}], tokenize=True, return_dict=False
     )
     assert ids(chatty, sample, "chat") == through
     llava = load("llava")
-    assert Encoder(llava, ("last",)).prompt_format == "chat"
+    assert Encoder(llava, keep("last")).prompt_format == "chat"
     reference = Reference(model_folder("llava"), "llava")
     assert ids(llava, sample) == reference.inputs(sample, chat=True)["input_ids"][0].tolist()
     assert ids(llava, sample, "raw") == reference.inputs(sample, chat=False)["input_ids"][0].tolist()
     with pytest.raises(InputError, match="no chat template; say raw"):
-        Encoder(load("llama"), ("last",), "chat")
+        Encoder(load("llama"), keep("last"), "chat")
 
 
 def test_images_stand_where_the_messages_put_them(load: Callable[[str], Model], pictures: list[Path]) -> None:
@@ -124,7 +129,7 @@ def test_images_stand_where_the_messages_put_them(load: Callable[[str], Model], 
 
     def positions(*contents: Any) -> list[bool]:
         turns = tuple({"role": "user", "content": content} for content in contents)
-        image = Encoder(model, ("last",))(0, Sample("a", messages=turns, images=images)).image
+        image = Encoder(model, keep("last"))(0, Sample("a", messages=turns, images=images)).image
         out: list[bool] = image.tolist()
         return out
 
@@ -145,14 +150,14 @@ def test_prompts_without_images_are_cut(n: int, load: Callable[[str], Model]) ->
         expected = tokenizer(sample.prompt, truncation=True, max_length=n)["input_ids"]
         assert ids(model, sample, "raw", n) == expected
     with pytest.raises(InputError, match=r"data\.truncate 2 leaves no room for text: the tokenizer puts 2"):
-        Encoder(load("roberta"), ("last",), truncate=2)
+        Encoder(load("roberta"), keep("last"), truncate=2)
 
 
 def test_cutting_is_the_same_on_many_threads_and_spares_images(
     load: Callable[[str], Model], pictures: list[Path]
 ) -> None:
     model = load("llava")
-    encoder = Encoder(model, ("last",), "raw", 6)
+    encoder = Encoder(model, keep("last"), "raw", 6)
     samples = [Sample(f"s{i}", prompt=prompt(i, 30), images=(pictures[0],) * (i % 2)) for i in range(60)]
     with ThreadPoolExecutor(8) as pool:
         lengths = [encoded.length for encoded in pool.map(encoder, range(60), samples)]
@@ -169,13 +174,13 @@ def test_a_prompt_as_long_as_the_model_has_positions_runs(
     model = load(model_type)
     assert model.max_length == 256
     n_special = model.processor.num_special_tokens_to_add()
-    fits = Encoder(model, ("last",))(0, Sample("a", prompt="a" + " a" * (255 - n_special)))
+    fits = Encoder(model, keep("last"))(0, Sample("a", prompt="a" + " a" * (255 - n_special)))
     assert fits.length == 256
     with torch.no_grad():
         states = model.module(**fits.sequence).last_hidden_state
     assert np.isfinite(states.numpy()).all()
     with pytest.raises(InputError, match="257 tokens, but the model has positions for 256"):
-        Encoder(model, ("last",))(0, Sample("a", prompt="a" + " a" * (256 - n_special)))
+        Encoder(model, keep("last"))(0, Sample("a", prompt="a" + " a" * (256 - n_special)))
 
 
 @pytest.mark.parametrize(

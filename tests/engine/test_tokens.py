@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from sonde.engine.tokens import SELECTORS, Selection, check_tokens
 from sonde.errors import InputError
 
+ALL_SELECTORS = (*SELECTORS, "index:0", "index:-2")
 ROW = st.lists(st.booleans(), min_size=2, max_size=7).filter(lambda row: any(row) and not all(row))
 
 
 @settings(deadline=None, max_examples=40)
-@given(rows=st.lists(ROW, min_size=1, max_size=4), tokens=st.permutations(SELECTORS), n=st.integers(1, len(SELECTORS)))
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=4),
+    tokens=st.permutations(ALL_SELECTORS),
+    n=st.integers(1, len(ALL_SELECTORS)),
+)
 def test_selection_takes_and_averages_the_positions_that_it_names(
     rows: list[list[bool]], tokens: list[str], n: int
 ) -> None:
@@ -36,6 +41,9 @@ def test_selection_takes_and_averages_the_positions_that_it_names(
             "last": x[-1],
             "first": x[0],
             "mean": x.mean(axis=0),
+            "max": x.max(axis=0),
+            "index:0": x[0],
+            "index:-2": x[-2],
             "image_mean": x[is_image].mean(axis=0),
             "text_mean": x[~is_image].mean(axis=0),
         }
@@ -70,3 +78,19 @@ def test_unknown_and_repeated_selectors_are_named() -> None:
         check_tokens(("last", "lats"))
     with pytest.raises(InputError, match="'mean' stand twice"):
         check_tokens(("mean", "last", "mean"))
+
+
+def test_a_position_is_counted_among_those_that_count() -> None:
+    import torch
+
+    valid = torch.tensor([[False, True, False, True, True], [True, False, False, False, True]])
+    hidden = torch.arange(10.0).reshape(2, 5, 1)
+    tokens = ("first", "index:1", "index:-2", "last", "mean", "max")
+    got = Selection.plan(tokens, valid, valid)(hidden)[:, :, 0]
+    np.testing.assert_allclose(got.numpy(), [[1, 3, 3, 4, 8 / 3, 4], [5, 9, 5, 9, 7, 9]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", ["index:", "index:x", "index:1.5", "index", "index:--1"])
+def test_an_index_is_a_number(tokens: str) -> None:
+    with pytest.raises(InputError, match="unknown tokens"):
+        check_tokens((tokens,))

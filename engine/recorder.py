@@ -1,0 +1,259 @@
+"""Hooks that take the wanted states while a model runs, keep the selected positions, and end the pass behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sonde.errors import InputError, ModelError
+
+from .capture import CACHE, CONNECTOR, PARTS, VISION, Capture, Tap
+from .parts import ensure_parts, find_parts, first_tensor
+from .structure import Blocks, text_side
+from .tokens import Selection
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Stop(Exception):
+    """Ends a forward pass that has given all that was asked of it."""
+
+
+class Recorder:
+    """Records the selected states of each forward pass of one model.
+
+    Parameters
+    ----------
+    model
+        The base model; its forward pass is cut off when all that is wanted has come by.
+    blocks
+        Its stack.
+    capture
+        What is wanted.
+    vision
+        Blocks of its vision tower, where they are wanted.
+    example
+        Keyword arguments for a short pass, needed to find the parts of the blocks.
+
+    Raises
+    ------
+    InputError
+        If the model lacks a site.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: Blocks,
+        capture: Capture,
+        vision: Sequence[Any] = (),
+        example: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._model = model
+        self._text_model = text_side(model)
+        self._capture = capture
+        self._wanted = capture.taps
+        self._found: dict[Tap, dict[str, torch.Tensor]] = {}
+        self._selections: dict[str, Selection] | None = None
+        self._vision_rows: Sequence[int] = ()
+        self._batch_shape: tuple[int, ...] = ()
+        self._cache: Any = None
+        self._after_last = False
+        self._handles: list[Any] = []
+        self._sites: dict[Tap, list[str]] = {}
+        for site in capture.sites:
+            for tap in capture.taps_of(site):
+                self._sites.setdefault(tap, []).append(site)
+        try:
+            self._hook_stream(blocks)
+            self._hook_parts(blocks, example)
+            for number, block in enumerate(vision):
+                if (VISION, number) in self._wanted:
+                    self._handles.append(block.register_forward_hook(self._on_output((VISION, number))))
+        except BaseException:
+            self.close()
+            raise
+
+    def _hook_stream(self, blocks: Blocks) -> None:
+        for point, block in enumerate(blocks.layers):
+            if ("stream", point) in self._wanted:
+                self._handles.append(block.register_forward_pre_hook(self._on_input(point), with_kwargs=True))
+            if any((site, point) in self._wanted for site in CACHE):
+                self._handles.append(block.register_forward_hook(self._on_cache(point)))
+        self._handles.append(blocks.layers[-1].register_forward_hook(self._on_last_block))
+        if ("final_norm", 0) in self._wanted:
+            if not blocks.norms:
+                raise InputError("this model has no final norm after its last block: leave final_norm out of the sites")
+            self._handles += [norm.register_forward_hook(self._on_norm) for norm in blocks.norms]
+
+    def _hook_parts(self, blocks: Blocks, example: Mapping[str, torch.Tensor] | None) -> None:
+        import torch
+
+        sites = tuple(site for site in self._capture.sites if site in PARTS)
+        if any(site in CACHE for site in self._capture.sites) and not self._takes_cache:
+            raise InputError(f"{type(self._model).__name__} keeps no keys and values: leave k and v out of the sites")
+        if not sites:
+            return
+        assert example is not None
+        with torch.inference_mode():
+            parts = find_parts(blocks.layers, lambda: self._text_model(**example))
+        ensure_parts(parts, sites, self._capture.layers, self._model)
+        for site in sites:
+            for layer in self._capture.layers[site]:
+                part = parts[layer]
+                if site == "z":
+                    hook = part.projection.register_forward_pre_hook(self._on_given((site, layer)))  # type: ignore[union-attr]
+                else:
+                    hook = getattr(part, site).register_forward_hook(self._on_output((site, layer)))
+                self._handles.append(hook)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def run(
+        self,
+        inputs: dict[str, torch.Tensor],
+        valid: torch.Tensor,
+        image: torch.Tensor,
+        vision_rows: Sequence[int] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Run the model once.
+
+        Parameters
+        ----------
+        inputs
+            Keyword arguments of the model, on its device.
+        valid, image
+            bool ``[batch, position]``: not padding; image content.
+        vision_rows
+            Rows of ``pixel_values`` that each sample has.
+
+        Returns
+        -------
+        dict
+            Site -> ``[layer, batch, tokens, hidden]`` on the model's device; where ``all`` is kept every position
+            follows the tokens.
+
+        Raises
+        ------
+        ModelError
+            If the pass did not come by every place.
+        """
+        import torch
+
+        self._plan(valid, image)
+        self._batch_shape = tuple(valid.shape)
+        self._found, self._after_last, self._vision_rows = {}, False, vision_rows
+        model = self._model if "pixel_values" in inputs else self._text_model
+        options: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}
+        if any(site in CACHE for site in self._capture.sites):
+            from transformers import DynamicCache
+
+            self._cache = DynamicCache()
+            options = {"use_cache": True, "past_key_values": self._cache}
+        try:
+            with torch.inference_mode():
+                model(**inputs, **options)
+        except _Stop:
+            pass
+        finally:
+            self._selections = self._cache = None
+        missing = sorted(self._wanted - self._found.keys())
+        if missing:
+            raise ModelError(
+                f"the forward pass of {type(self._model).__name__} did not come by {missing}, which the sites "
+                f"{list(self._capture.sites)} need"
+            )
+        return {
+            site: torch.stack([self._found[tap][site] for tap in self._capture.taps_of(site)])
+            for site in self._capture.sites
+        }
+
+    def _plan(self, valid: torch.Tensor, image: torch.Tensor) -> None:
+        text = Selection.plan(self._capture.tokens, valid, image)
+        self._selections = dict.fromkeys(self._capture.sites, text)
+        if CONNECTOR in self._selections:
+            self._selections[CONNECTOR] = Selection.plan(self._capture.tokens, valid & image, image)
+
+    @property
+    def _takes_cache(self) -> bool:
+        return hasattr(self._model.config.get_text_config(), "use_cache")
+
+    def _on_input(self, point: int) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(("stream", point), args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _on_last_block(self, module: Any, args: Any, output: Any) -> None:
+        self._after_last = True
+        last = ("stream", self._capture.n_layers)
+        if last in self._wanted:
+            self._keep(last, first_tensor(output))
+
+    def _on_norm(self, module: Any, args: Any, output: Any) -> None:
+        if self._after_last:
+            self._keep(("final_norm", 0), output)
+
+    def _on_output(self, tap: Tap) -> Callable[..., None]:
+        return lambda module, args, output: self._keep(tap, first_tensor(output))
+
+    def _on_given(self, tap: Tap) -> Callable[..., None]:
+        return lambda module, args: self._keep(tap, args[0])
+
+    def _on_cache(self, layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            if self._cache is None:
+                return
+            if layer >= len(self._cache.layers) or self._cache.layers[layer].keys is None:
+                raise InputError(
+                    f"layer {layer} of {type(self._model).__name__} keeps no keys and values: leave it out of k and v"
+                )
+            states = {"k": self._cache.layers[layer].keys, "v": self._cache.layers[layer].values}
+            for site, x in states.items():
+                if (site, layer) in self._wanted:
+                    # [batch, head, position, dim] -> [batch, position, head * dim]
+                    self._keep((site, layer), x.transpose(1, 2).flatten(2))
+
+        return hook
+
+    def _keep(self, tap: Tap, hidden: torch.Tensor | None) -> None:
+        if self._selections is None or hidden is None:
+            return
+        if tap[0] == VISION:
+            self._found[tap] = {VISION: self._of_patches(hidden)}
+        else:
+            # Sites that read one place with the same positions share what is selected of it.
+            kept: dict[int, torch.Tensor] = {}
+            self._found[tap] = {}
+            if hidden.dim() == 2:
+                # Batch and positions end to end.
+                hidden = hidden.reshape(*self._batch_shape, -1)
+            for site in self._sites[tap]:
+                selection = self._selections[site]
+                if id(selection) not in kept:
+                    kept[id(selection)] = selection(hidden)
+                self._found[tap][site] = kept[id(selection)]
+        if len(self._found) == len(self._wanted):
+            raise _Stop
+
+    def _of_patches(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Select of the vision tower's output, ``[image, patch, hidden]`` or all patches end to end, by sample."""
+        import torch
+
+        rows = list(self._vision_rows)
+        flat = hidden.flatten(0, 1) if hidden.dim() == 3 else hidden
+        if not sum(rows) or flat.shape[0] % sum(rows):
+            raise InputError(
+                f"the vision tower of {type(self._model).__name__} gives {flat.shape[0]} patches for {sum(rows)} rows "
+                f"of pixels, which cannot be told apart by sample: leave {VISION} out of the sites"
+            )
+        per_row = flat.shape[0] // sum(rows)
+        samples = torch.split(flat, [n * per_row for n in rows])
+        padded = torch.nn.utils.rnn.pad_sequence(list(samples), batch_first=True)
+        counts = torch.tensor([len(sample) for sample in samples], device=hidden.device)
+        valid = torch.arange(padded.shape[1], device=hidden.device) < counts.unsqueeze(1)
+        return Selection.plan(self._capture.tokens_of(VISION), valid, valid)(padded)

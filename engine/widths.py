@@ -1,0 +1,53 @@
+"""How long a vector of each site is, seen on a pass over two tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .capture import CONNECTOR, VISION, Capture
+from .model import Model
+from .recorder import Recorder
+
+if TYPE_CHECKING:
+    import torch
+
+
+def two_tokens(model: Model) -> dict[str, torch.Tensor]:
+    """Keyword arguments of a pass over two tokens of text."""
+    import torch
+
+    ids = [i for i in range(1, 4) if i != model.image_token_id][:2]
+    return {"input_ids": torch.tensor([ids], device=model.device)}
+
+
+def widths(model: Model, vision: Sequence[Any], capture: Capture) -> dict[str, int]:
+    """Length of a vector by site.
+
+    The connector's is that of the stream, which it is put into; the vision tower's is its blocks' own.
+    """
+    import torch
+
+    # Of several layers of one site all are as long.
+    text = tuple(site for site in capture.sites if site not in (VISION, CONNECTOR))
+    if CONNECTOR in capture.sites and "embed" not in text:
+        text += ("embed",)
+    layers = {site: capture.layers.get(site, (0,)) for site in text}
+    found: dict[str, int] = {}
+    if text:
+        probe = replace(capture, sites=text, tokens=("last",), layers=layers)
+        recorder = Recorder(model.module, model.blocks, probe, example=two_tokens(model))
+        try:
+            valid = torch.ones((1, 2), dtype=torch.bool, device=model.device)
+            found = {site: x.shape[-1] for site, x in recorder.run(two_tokens(model), valid, ~valid).items()}
+        finally:
+            recorder.close()
+    if CONNECTOR in capture.sites:
+        found[CONNECTOR] = found["embed"]
+    if VISION in capture.sites:
+        # Where there are both, hidden_size is what the tower is projected to (Qwen2-VL).
+        config = model.module.config.vision_config
+        sizes = [getattr(config, name, None) for name in ("embed_dim", "hidden_size")]
+        found[VISION] = next(size for size in sizes if isinstance(size, int))
+    return found
