@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from sonde.store import ALL, DTYPES, Labels, Location, Range, Schema, Store, ens
 from .capture import FIXED, Capture
 from .config import ExtractConfig
 from .inputs import Encoder
-from .model import Model
 from .sample import Dataset
+from .session import Session
 
 Mode = Literal["new", "resume", "append"]
 
@@ -62,11 +62,10 @@ def mode_of(location: Location, *, resume: bool, append: bool) -> Mode:
     return "new"
 
 
-def plan_schema(
-    config: ExtractConfig, dataset: Dataset, model: Model, capture: Capture, encoder: Encoder, widths: Mapping[str, int]
-) -> Schema:
+def plan_schema(config: ExtractConfig, dataset: Dataset, session: Session) -> Schema:
     """Describe the store that this extraction would make."""
-    arrays = capture.arrays(widths)
+    capture, encoder = session.capture, session.encoder
+    arrays = capture.arrays(session.widths)
     dtype = config.capture.dtype or config.model.dtype
     row_bytes = [array.hidden * DTYPES[dtype].itemsize for array in arrays]
     if ALL in capture.tokens:
@@ -77,7 +76,7 @@ def plan_schema(
         arrays=arrays,
         n_samples=len(dataset),
         range_size=config.run.range_size or plan_range_size(len(dataset), row_bytes),
-        model=dict(model.provenance),
+        model=dict(session.model.provenance),
         data={"fingerprint": dataset.fingerprint()} | encoder.settings,
         capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": _layers(capture)},
         # Where the store lies is no part of it: two runs of one configuration give the same bytes.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .capture import CONNECTOR, VISION, Capture
 from .model import Model
@@ -22,7 +21,7 @@ def two_tokens(model: Model) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([ids], device=model.device)}
 
 
-def widths(model: Model, vision: Sequence[Any], capture: Capture) -> dict[str, int]:
+def widths(model: Model, capture: Capture) -> dict[str, int]:
     """Length of a vector by site.
 
     The connector's is that of the stream, which it is put into; the vision tower's is its blocks' own.

@@ -95,7 +95,7 @@ def probe(
         If the store is not complete or lacks what is asked for, or ``out`` exists.
     InputError
         If an option, the labels or the activations cannot be used, or no scheduler answers.
-    ProbeError
+    WorkerError
         If worker processes keep dying.
     """
     store = store if isinstance(store, Store) else Store.open(store)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from sonde.errors import InputError, ProbeError
-
-if TYPE_CHECKING:
-    import distributed
+from sonde.workers import open_cluster, run_on
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,75 +33,15 @@ def run_tasks(
     Raises
     ------
     InputError
-        If both or no workers are asked for, or no scheduler with a worker answers within Dask's setting
-        ``distributed.comm.timeouts.connect`` (30 seconds).
-    ProbeError
+        If both or no workers are asked for, or no scheduler with a worker answers.
+    WorkerError
         If workers keep dying.
     """
-    if scheduler is not None and workers is not None:
-        raise InputError(f"workers={workers} are local, the scheduler {scheduler!r} has its own: give one of the two")
-    if workers is not None and workers < 1:
-        raise InputError(f"{workers} workers cannot do anything: ask for 1 or more, or leave it out for threads")
     if scheduler is None and workers is None:
         yield from _on_threads(function, tasks, arguments)
         return
-    import distributed
-
-    with ExitStack() as stack:
-        client = stack.enter_context(_local(workers, stack) if scheduler is None else _connect(scheduler))
-        [shared] = client.scatter([arguments], broadcast=True, hash=False)
-        # A task reads files: its result is not a function of its arguments alone.
-        futures = [client.submit(_unpack, function, task, shared, pure=False) for task in tasks]
-        try:
-            for future in distributed.as_completed(futures):
-                yield future.result()
-        except (distributed.KilledWorker, distributed.client.FutureCancelledError) as error:
-            raise ProbeError(
-                f"workers died while they probed ({error}): look at their logs, give them more memory, or use fewer"
-            ) from error
-
-
-def _unpack(function: Callable[..., R], task: Any, arguments: tuple[Any, ...]) -> R:
-    return function(task, *arguments)
-
-
-def _local(workers: int | None, stack: ExitStack) -> distributed.Client:
-    import distributed
-
-    # Any free port of this machine alone: without a dashboard too there is a web server, on the port of everyone.
-    web = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-    cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **web)
-    return distributed.Client(stack.enter_context(cluster))
-
-
-def _connect(scheduler: str) -> distributed.Client:
-    import dask
-    import distributed
-    from dask.utils import parse_timedelta
-    from distributed.utils import LoopRunner
-
-    try:
-        # A client that finds no scheduler stays half open, and hangs the next one if it is collected at a bad moment.
-        LoopRunner().run_sync(_greet, scheduler)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {scheduler!r} ({error}); check --scheduler") from error
-    client = distributed.Client(scheduler)
-    try:
-        client.wait_for_workers(1, timeout=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
-    except TimeoutError as error:
-        client.close()
-        raise InputError(
-            f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker`"
-        ) from error
-    return client
-
-
-async def _greet(scheduler: str) -> None:
-    import distributed
-    from distributed.comm.core import connect
-
-    comm = await connect(scheduler, **distributed.Security().get_connection_args("client"))
-    await comm.close()
+    with open_cluster(workers=workers, scheduler=scheduler) as client:
+        yield from run_on(client, function, tasks, arguments, "probed")
 
 
 def _on_threads(function: Callable[..., R], tasks: Sequence[T], arguments: tuple[Any, ...]) -> Iterator[R]:

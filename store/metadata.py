@@ -35,7 +35,7 @@ _DECISIVE = (
     *("zarr_format", "node_type", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"),
     "dimension_names",
 )
-_FIRST = ("values", "target")
+_UNQUESTIONED_ROWS = 2**18
 _FOLDERS = ("samples", "activations", "labels", commit.FOLDER)
 _REMNANT = re.compile(
     r"(samples|activations)/([^/]+/)*(zarr\.json|c/0)"
@@ -68,8 +68,13 @@ def extend(location: Location, schema: Schema, columns: Mapping[str, Sequence[st
     """
     objects = _objects(schema, columns)
     for key in sorted(objects, key=lambda key: (key == "zarr.json", key.endswith("zarr.json"))):
-        if key == "zarr.json" or not (location.exists(key) and location.read(key) == objects[key]):
-            location.publish(key, objects[key])
+        _replace(location, key, objects[key])
+
+
+def _replace(location: Location, key: str, data: bytes) -> None:
+    """Publish an object unless it is there."""
+    if not (location.exists(key) and location.read(key) == data):
+        location.publish(key, data)
 
 
 def restore(location: Location, schema: Schema, columns: Mapping[str, Sequence[str] | NDArray[np.str_]]) -> None:
@@ -80,10 +85,13 @@ def restore(location: Location, schema: Schema, columns: Mapping[str, Sequence[s
 
 
 def add_arrays(location: Location, schema: Schema) -> None:
-    """Write the metadata of arrays that the schema has and the store has not yet; it gets the schema after that."""
+    """Write the metadata of arrays that the schema has and the store has not yet; it gets the schema after that.
+
+    What an earlier attempt left is replaced: samples may have been appended since.
+    """
     for key, data in _objects(schema, {}, coordinates=False).items():
-        if key.startswith("activations/") and not location.exists(key):
-            location.publish(key, data)
+        if key.startswith("activations/"):
+            _replace(location, key, data)
 
 
 def publish_schema(location: Location, schema: Schema, digests: Sequence[str]) -> None:
@@ -115,7 +123,7 @@ def damage(location: Location, schema: Schema, ids: Sequence[str] | NDArray[np.s
             prefix = f"activations/{site}/{name}/"
             try:
                 array: Any = read_tree(location, prefix, node=zarr.open_array)
-                ensure_bounded(array, 1, 2 * len(values) + 2**20)
+                ensure_bounded(array)
                 same = array.metadata.dimension_names == (name,) and array[: len(values)].tolist() == values
             except Exception:
                 same = False
@@ -248,13 +256,20 @@ def open_schema(location: Location) -> tuple[Schema, tuple[str, ...]]:
     StoreError
         If there is no store here, or it is none of ours.
     """
-    if isinstance(location, Directory) and not location.root.exists():
-        raise StoreError(f"{location} does not exist; make a store with `sonde extract`")
     try:
         attributes = dict(read_tree(location, "", ["zarr.json"]).attrs)
     except CorruptStoreError:
         raise
     except Exception as error:
+        if isinstance(location, Directory):
+            nothing = not location.root.exists()
+        else:
+            # Of a network, another error than this one says nothing about what is there.
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise
+            nothing = isinstance(error, FileNotFoundError)
+        if nothing:
+            raise StoreError(f"{location} does not exist; make a store with `sonde extract`") from None
         raise StoreError(f"{location} is not a sonde store: it has no Zarr v3 group in it ({error})") from error
     if _ATTRIBUTE not in attributes:
         raise StoreError(f"{location} is a Zarr group, but not one that sonde made: its attributes lack {_ATTRIBUTE!r}")
@@ -264,5 +279,23 @@ def open_schema(location: Location) -> tuple[Schema, tuple[str, ...]]:
     found = data.pop("sha256", None)
     if found != checksum(data) and not (found is None and schema.version == 1):
         raise CorruptStoreError(f"{location}: the attribute `sonde` of zarr.json is damaged; restore it from a copy")
+    _ensure_backed(location, schema)
     digests = data.get("samples_sha256", "")
     return schema, tuple(digests) if isinstance(digests, list) else (str(digests),)
+
+
+def _ensure_backed(location: Location, schema: Schema) -> None:
+    """Raise CorruptStoreError for more samples than the column of their ids can hold: memory is taken for each.
+
+    An id takes four bytes and its text, in the first version of the schema compressed to a few bits.
+    """
+    n_rows = schema.n_rows()
+    if n_rows <= _UNQUESTIONED_ROWS:
+        return
+    folder = "samples/id/c"
+    keys = [f"{folder}/{name}" for name in location.list(folder)]
+    nbytes = sum(location.read_into(key, []) for key in keys)
+    if n_rows > (16 * nbytes if schema.version == 1 else nbytes // 4):
+        raise CorruptStoreError(
+            f"{location}: {n_rows} rows of samples, but their ids are {nbytes} bytes; restore samples/ from a copy"
+        )

@@ -149,7 +149,8 @@ def test_what_is_no_store(call: Any, tmp_path: Path) -> None:
         for command in (["info"], ["verify"], ["probe", "--labels", "x"], ["labels", "add"]):
             file = [labels] if command[0] == "labels" else []
             assert_one_clear_line(call(*command, tmp_path / name, *file), says)
-    assert_one_clear_line(call("info", "s3://bucket/run.zarr"), "stores live in local folders")
+    assert_one_clear_line(call("info", "foo://bucket/run.zarr"), "stores cannot live in foo://; give a path")
+    assert_one_clear_line(call("info", f"memory://{tmp_path.name}/run.zarr"), "does not exist; make a store")
     assert_one_clear_line(call("report", tmp_path / "empty"), "no results at", "run `sonde probe`")
 
 

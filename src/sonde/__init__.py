@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from .errors import CorruptStoreError, InputError, ModelError, ProbeError, SondeError, StoreError
+from .errors import CorruptStoreError, InputError, ModelError, ProbeError, SondeError, StoreError, WorkerError
 
 if TYPE_CHECKING:
     from .engine import Dataset, ExtractConfig, Sample, extract
@@ -52,6 +52,7 @@ __all__ = [
     "SondeError",
     "Store",
     "StoreError",
+    "WorkerError",
     "__version__",
     "extract",
     "load_probes",

@@ -154,6 +154,8 @@ def extract(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a store that was begun.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add the samples to a store of the same model.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Dask scheduler, tcp://…")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Local processes, with a model each.")] = None,
     as_json: Json = False,
 ) -> int:
     """Run a frozen model over a data set and keep the activations of every layer.
@@ -180,7 +182,9 @@ def extract(
         settings.append(f"run.out={json.dumps(out)}")
     checked = ExtractConfig.load(config, settings)
     with extraction_progress() as on_progress:
-        store = run_extract(checked, resume=resume, append=append, on_progress=on_progress)
+        store = run_extract(
+            checked, resume=resume, append=append, workers=workers, scheduler=scheduler, on_progress=on_progress
+        )
     _print_store(store, as_json)
     return SKIPPED if store.skipped else 0
 

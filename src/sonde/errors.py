@@ -23,3 +23,7 @@ class CorruptStoreError(StoreError):
 
 class ProbeError(SondeError):
     """A probe that cannot be fitted, saved or applied."""
+
+
+class WorkerError(SondeError):
+    """Worker processes that died again and again."""

@@ -25,14 +25,17 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Show the warnings of sonde, and of no other package, as lines on stderr."""
+    """Show what sonde, and no other package, has to say as lines on stderr."""
     logger, handler = logging.getLogger("sonde"), _Stderr()
+    level = logger.level
+    logger.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("sonde: %(message)s"))
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def console(*, stderr: bool = True) -> Console:

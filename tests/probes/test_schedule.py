@@ -12,7 +12,7 @@ import distributed
 import pandas as pd
 import pytest
 
-from sonde.errors import CorruptStoreError, InputError, ProbeError
+from sonde.errors import CorruptStoreError, InputError, WorkerError
 from sonde.probes import Results, probe
 from sonde.probes.schedule import run_tasks
 
@@ -81,7 +81,7 @@ def test_workers_that_keep_dying_are_one_clear_error() -> None:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         pytest.raises(
-            ProbeError, match=r"workers died while they probed .*: look at their logs, give them more memory"
+            WorkerError, match=r"workers died while they probed .*: look at their logs, give them more memory"
         ),
     ):
         list(run_tasks(os._exit, [1], (), workers=1))

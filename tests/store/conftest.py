@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sonde.store import ArraySpec, Range, Schema, Store
+from sonde.store import ArraySpec, Location, Range, Schema, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Example:
         return self.path / "commits" / f"{index:08d}.json"
 
     def reopen(self) -> Store:
-        return Store.open(self.path)
+        return Store.open(str(self.store.location))
 
 
 ARRAYS = (
@@ -57,7 +57,7 @@ ARRAYS = (
 
 
 def build_example(
-    path: Path,
+    path: Path | str | Location,
     *,
     n_samples: int = 10,
     range_size: int = 4,
@@ -67,7 +67,7 @@ def build_example(
     skipped: Mapping[int, str] | None = None,
     seed: int = 0,
 ) -> Example:
-    """Create a store of random values at ``path`` and commit all of its ranges, or those of ``commit`` in its order."""
+    """Create a store of random values somewhere and commit all of its ranges, or those of ``commit`` in its order."""
     model, data = {"name": "tiny", "revision": None}, {"manifest": "samples.jsonl"}
     schema = Schema(arrays, n_samples, range_size, model, data, dtype=dtype)
     columns = {"id": [f"s{i}" for i in range(n_samples)], "group": [f"g{i // 2}" for i in range(n_samples)]}
@@ -75,7 +75,7 @@ def build_example(
     draw = np.random.default_rng(seed)
     native = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     values = {a.name: draw.normal(size=(len(a.layers), n_samples, a.hidden)).astype(native) for a in arrays}
-    example = Example(path, store, values)
+    example = Example(Path(str(path)), store, values)
     for index in range(len(store.ranges)) if commit is None else commit:
         rows = store.ranges[index]
         example.commit(rows, {r: why for r, why in (skipped or {}).items() if rows.start <= r < rows.stop})

@@ -126,7 +126,7 @@ def test_a_pull_refuses_a_destination_that_holds_something_else(server: Hub, exa
         pull(server, tmp_path / "full")
     with pytest.raises(StoreError, match=r"thesis.tex is a file"):
         pull(server, tmp_path / "full" / "thesis.tex")
-    with pytest.raises(StoreError, match=r"is not a local folder|local folders"):
+    with pytest.raises(StoreError, match="is not a local folder"):
         hub.pull(REPO, "s3://bucket/run.zarr")
     (tmp_path / "empty").mkdir()
     assert pull(server, tmp_path / "empty").complete
