@@ -16,6 +16,7 @@ from .batches import Batch, collate, split
 from .capture import CONNECTOR
 from .config import RunSection
 from .inputs import Encoded
+from .model import Model
 from .pipeline import Finished, Work, work_of
 from .prefetch import prefetch
 from .sample import Dataset
@@ -56,6 +57,11 @@ class Progress:
     token_budget: int = 0
 
 
+def default_token_budget(model: Model) -> int:
+    """Padded tokens of a batch where the configuration names none."""
+    return 16384 if model.device.type == "cuda" else 4096
+
+
 class Run:
     """What extracts ranges of one store.
 
@@ -88,7 +94,7 @@ class Run:
         self._store = store
         self._writer = store.writer()
         self._report = on_progress or (lambda progress: None)
-        self._token_budget = settings.token_budget or (16384 if session.model.device.type == "cuda" else 4096)
+        self._token_budget = settings.token_budget or default_token_budget(session.model)
         self._fail = settings.on_error == "fail"
         self.progress = Progress(0)
 

@@ -35,8 +35,8 @@ class Chunk:
 
 
 def write_chunk(location: Location, key: str, x: NDArray[Any], codec: Codec | None = None) -> Chunk:
-    """Write one C-contiguous chunk and wait until it is on the disk."""
-    checksum = _Checksum()
+    """Write one chunk, in C order, and wait until it is on the disk."""
+    checksum, x = _Checksum(), np.ascontiguousarray(x)
     data = _bytes_of(x) if codec is None else np.frombuffer(encode(codec, x), dtype=np.uint8)
 
     def parts() -> Iterator[NDArray[np.uint8] | bytes]:

@@ -48,8 +48,11 @@ def _zstd_content_bytes(data: NDArray[np.uint8]) -> int:
 
 
 def _blosc_content_bytes(data: NDArray[np.uint8]) -> int:
-    """Read the size of the content from the header of a Blosc buffer: bytes 4 to 8."""
-    if len(data) < 16:
+    """Read the size of the content from the header of a Blosc buffer: bytes 4 to 8.
+
+    Bytes 12 to 16 are the size of the buffer. The library believes them, and reads beyond one that is shorter.
+    """
+    if len(data) < 16 or int.from_bytes(data[12:16].tobytes(), "little") != len(data):
         raise ValueError("it is no Blosc buffer")
     return int.from_bytes(data[4:8].tobytes(), "little")
 
@@ -73,8 +76,9 @@ def max_encoded_bytes(nbytes: int) -> int:
 
 
 def encode(codec: Codec, x: NDArray[Any]) -> memoryview:
-    """Compress a C-contiguous array."""
+    """Compress a C-contiguous array; numcodecs would take one of Fortran order as it lies."""
     # numcodecs knows no bfloat16; of a dtype it takes the size alone, for the shuffle.
+    assert x.flags.c_contiguous
     encoded = codec.numcodecs.encode(x.view(f"u{x.itemsize}"))
     return memoryview(encoded).cast("B")
 
@@ -94,3 +98,19 @@ def decode(codec: Codec, data: NDArray[np.uint8], out: NDArray[Any]) -> None:
         codec.numcodecs.decode(data, out=out.reshape(-1).view(np.uint8))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise CorruptStoreError(f"it does not decompress ({error})") from error
+
+
+def decode_bounded(data: bytes, limit: int) -> bytes:
+    """Decompress a Zstandard frame that states its size.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If it is none, or of more than ``limit`` bytes.
+    """
+    nbytes = _zstd_content_bytes(np.frombuffer(data, dtype=np.uint8))
+    if nbytes > limit:
+        raise ValueError(f"it decompresses to {nbytes} bytes, more than {limit}")
+    out = np.empty(nbytes, dtype=np.uint8)
+    Zstd().decode(data, out=out)
+    return out.tobytes()

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sonde.errors import CorruptStoreError, StoreError
+from sonde.errors import CorruptStoreError, InputError, StoreError
 
-from .labels import Labels
+from .labels import MISSING, Labels
 from .location import Location
-from .schema import Schema
+from .schema import Schema, canonical
 from .trees import add_array, add_strings, bytes_of, ensure_bounded, is_node, new_tree, read_json, read_tree
 
 _FIRST = ("values", "target")
@@ -24,15 +24,27 @@ def label_names(location: Location) -> list[str]:
 
 
 def write_labels(location: Location, labels: Labels, schema: Schema) -> None:
-    """Put labels, aligned to the samples, into the store; they appear, or replace others, whole or not at all."""
+    """Put labels, aligned to the samples, into the store; they appear, or replace others, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If their values are not of their kind.
+    """
+    if not _plausible(labels):
+        raise InputError(
+            f"labels {labels.name!r}: {labels.values.dtype} {list(labels.values.shape)} and {len(labels.names)} names "
+            f"are no {labels.kind} labels: make them with Labels.from_column"
+        )
     folder = f"labels/{labels.name}"
     padded = labels.spread(schema.rows(), schema.n_rows())
     # What is replaced stays readable until the group points at the new values: the two take turns with two names.
-    present = read_json(location, f"{folder}/zarr.json").get("attributes", {}).get("values", "values")
-    values, target = _SECOND if present == "values" and is_node(location, folder) else _FIRST
+    present = read_json(location, f"{folder}/zarr.json").get("attributes")
+    first = not isinstance(present, dict) or present.get("values", "values") == "values"
+    values, target = _SECOND if first and is_node(location, folder) else _FIRST
     if not is_node(location, folder):
         location.clear(folder)
-    attributes = {"kind": labels.kind, "names": list(labels.names), "sha256": _labels_digest(padded), "values": values}
+    attributes = {"kind": labels.kind, "names": list(labels.names), "sha256": _digest(padded), "values": values}
     tree, group = new_tree(attributes)
     add_array(group, values, padded.values, ["sample", "target"][: padded.values.ndim])
     if labels.kind == "multilabel":
@@ -68,10 +80,11 @@ def read_labels(location: Location, name: str, schema: Schema) -> Labels:
         group = read_tree(location, f"labels/{name}/")
         attributes: Any = group.attrs
         values: Any = group[attributes.get("values", "values")]
-        ensure_bounded(values, 2, 2**40 // max(1, len(attributes["names"])))
+        ensure_bounded(values)
         n_parts = lengths.get(values.shape[0])
         padded = Labels(name, attributes["kind"], values[:] if n_parts else np.zeros(0), tuple(attributes["names"]))
-        intact = not n_parts or _labels_digest(padded) == attributes["sha256"]
+        digests = [_digest(padded)] + ([_first_digest(padded)] if schema.version == 1 else [])
+        intact = not n_parts or (_plausible(padded) and attributes["sha256"] in digests)
     except Exception as error:
         raise CorruptStoreError(
             f"{location}: the labels {name!r} cannot be read ({error}); add them again with --overwrite"
@@ -86,7 +99,29 @@ def read_labels(location: Location, name: str, schema: Schema) -> Labels:
     return padded.gather(schema.rows(n_parts), schema.n_samples)
 
 
-def _labels_digest(labels: Labels) -> str:
-    digest = hashlib.sha256(repr((labels.kind, labels.names, labels.values.shape)).encode())
-    digest.update(np.ascontiguousarray(labels.values).astype(labels.values.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
+def _plausible(labels: Labels) -> bool:
+    """Whether values and names are such as their kind has."""
+    x = labels.values
+    columns = (len(labels.names),) if labels.kind == "multilabel" else ()
+    if x.shape[1:] != columns or not all(isinstance(name, str) for name in labels.names):
+        return False
+    if labels.kind == "regression":
+        return x.dtype.kind == "f" and not np.isinf(x).any()
+    n_values = len(labels.names) if labels.kind == "multiclass" else 2
+    return x.dtype.kind == "i" and (not x.size or (int(x.min()) >= MISSING and int(x.max()) < n_values))
+
+
+def _digest(labels: Labels) -> str:
+    """SHA-256 of canonical JSON of kind, names and shape, and of the values, little-endian."""
+    head = {"kind": labels.kind, "names": list(labels.names), "shape": list(labels.values.shape)}
+    return hashlib.sha256(canonical(head) + _little_endian(labels)).hexdigest()
+
+
+def _first_digest(labels: Labels) -> str:
+    """The digest of schema version 1, whose head is Python's ``repr``."""
+    head = repr((labels.kind, labels.names, labels.values.shape)).encode()
+    return hashlib.sha256(head + _little_endian(labels)).hexdigest()
+
+
+def _little_endian(labels: Labels) -> bytes:
+    return labels.values.astype(labels.values.dtype.newbyteorder("<")).tobytes()

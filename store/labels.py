@@ -39,6 +39,8 @@ class Labels:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # Of numpy's own text type a name would not compare equal to what is read back.
+        object.__setattr__(self, "names", tuple(map(str, self.names)))
         if (
             not self.name.isprintable()
             or self.name[:1] in ("", ".", "_")
@@ -87,6 +89,7 @@ class Labels:
             If the column has no value, mixes kinds, or has a value outside ``classes``.
         """
         column = [None if _is_missing(value) else value for value in column]
+        classes = tuple(map(str, classes)) if classes is not None else None
         known = [value for value in column if value is not None]
         if not known:
             raise InputError(f"labels {name!r}: every value is missing")

@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -34,7 +35,8 @@ _READABLE = (1, SCHEMA_VERSION)
 _VERSIONED = ("sonde", "torch", "transformers", "zarr", "numpy")
 # Beyond these nothing was ever extracted: a store that claims more is damaged or hostile.
 _MAX_RANGES = 2**22
-_MAX_CHUNK_BYTES = 2**32
+MAX_CHUNK_BYTES = 2**32
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class Schema:
             If the attribute is not of this form.
         """
         found = data.get("version") if isinstance(data, dict) else None
-        if found not in _READABLE:
+        if found not in _READABLE or type(found) is not int:
             raise StoreError(
                 f"{where}: store schema version {found!r}, but this sonde reads versions 1 to {SCHEMA_VERSION}: "
                 "open it with the sonde that wrote it (see `versions` in its zarr.json), or update this one"
@@ -223,35 +225,53 @@ class Schema:
                 f"{', '.join(DTYPES)}, and {', '.join(CODECS)}"
             )
         n_ranges = sum(-(-part.n_samples // schema.range_size) for part in schema.parts)
-        largest = max((schema.chunk_bytes(array) for array in arrays), default=0)
+        # A chunk of scales has one float32 of every layer for each row.
+        bytes_of_chunks = [max(schema.chunk_bytes(a), 4 * len(a.layers) * schema.range_size) for a in arrays]
+        largest = max(bytes_of_chunks, default=0)
         whole = sum(part.n_samples for part in schema.parts) == schema.n_samples
-        distinct = len({array.name for array in arrays}) == len(arrays)
-        if not whole or not distinct or not arrays or n_ranges > _MAX_RANGES or largest > _MAX_CHUNK_BYTES:
+        if not whole or not arrays or n_ranges > _MAX_RANGES or largest > MAX_CHUNK_BYTES:
             raise CorruptStoreError(f"{where}: impossible sizes in zarr.json: {sizes}, chunks of {largest} bytes")
+        if not _distinct(arrays):
+            raise CorruptStoreError(f"{where}: arrays in zarr.json of the same name, or one inside of another")
         return schema
+
+
+def _distinct(arrays: Sequence[ArraySpec]) -> bool:
+    """Whether every array, its scales, and the coordinates of every site have a folder of their own."""
+    folders = [f"{site}/{name}" for site in {array.site for array in arrays} for name in ("layer", "sample")]
+    folders += [name for array in arrays for name in (array.name, f"{array.name}_scale")]
+    above = {folder[: match.start()] for folder in folders for match in re.finditer("/", folder)}
+    return len(set(folders)) == len(folders) and not above.intersection(folders)
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or any(p[:1] in ("", ".") for p in value.split("/")):
         raise ValueError(f"the name {value!r} leads out of the store")
+    if len(value.encode()) > _MAX_NAME_BYTES:
+        raise ValueError(f"a name of {len(value.encode())} bytes is longer than those of files")
     return value
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 2**31:
         raise ValueError(f"impossible layer {value!r}")
     return value
 
 
 def _size(value: Any) -> int:
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value < 2**53:
         raise ValueError(f"impossible sizes: {value!r}")
     return value
 
 
+def canonical(data: Mapping[str, Any]) -> bytes:
+    """Plain data as JSON, the same whatever the order of its keys."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
 def checksum(data: Mapping[str, Any]) -> str:
     """SHA-256 (hexadecimal) of plain data, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(canonical(data)).hexdigest()
 
 
 def versions() -> dict[str, str]:

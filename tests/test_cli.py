@@ -16,7 +16,17 @@ COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info"
 COMMANDS += ["pool", "models"]
 OPTIONS = {
     "demo": ["--out", "--fast"],
-    "extract": ["CONFIG.toml", "--out", "--set", "--resume", "--append", "--json"],
+    "extract": [
+        "CONFIG.toml",
+        "--out",
+        "--set",
+        "--resume",
+        "--append",
+        "--workers",
+        "--scheduler",
+        "--dry-run",
+        "--json",
+    ],
     "copy": ["SRC", "DST", "--json"],
     "push": ["RUN.zarr", "OWNER/NAME", "--private", "--revision"],
     "pull": ["OWNER/NAME", "DST", "--revision"],
@@ -350,3 +360,28 @@ def test_the_kind_of_labels_can_be_given(store: Path, call: Any, tmp_path: Path)
     assert report == {"kind": "regression", "labelled": 100, "missing": 92, "unknown": 1}
     wrong = call("labels", "add", store, table, "--overwrite", "--kind", "score=number")
     assert (wrong.code, "one of binary, multiclass, multilabel, regression" in wrong.err) == (1, True)
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(study: Any, call: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    answer = call("extract", study.config, "--out", out, "--dry-run", "--json")
+    assert answer.code == 0
+    plan = json.loads(answer.out)
+    lengths = [len(json.loads(line)["prompt"].split()) for line in study.manifest.read_text().splitlines()]
+    assert (plan["samples"], plan["ranges"], plan["range_size"]) == (192, 48, 4)
+    assert plan["samples_read"] == 16
+    read = [n for i in (0, 16, 31, 47) for n in lengths[4 * i : 4 * i + 4]]
+    assert plan["tokens"] == round(sum(read) * 192 / 16)
+    assert plan["bytes_written"] == 2 * 3 * 192 * 32 * 2
+    assert 0 <= plan["padding"] < 1
+    assert plan["seconds"] > 0
+    assert plan["tokens_per_s"] > 0
+    assert not out.exists()
+    for word in ("192 in 48 ranges of 4", "padded tokens", "to be written", "peak memory", "tokens/s"):
+        assert word in call("extract", study.config, "--out", out, "--dry-run").out
+
+
+def test_workers_write_the_same_store(study: Any, call: Any, tmp_path: Path, tree: Any) -> None:
+    out = tmp_path / "run.zarr"
+    assert call("extract", study.config, "--out", out, "--workers", 2).code == 0
+    assert tree(out) == tree(study.store)

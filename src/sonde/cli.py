@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError, SondeError, StoreError
-from .terminal import console, counting_progress, extraction_progress, logging_to_stderr, print_results, print_store
+from .terminal import (
+    console,
+    counting_progress,
+    extraction_progress,
+    logging_to_stderr,
+    print_plan,
+    print_results,
+    print_store,
+)
 
 if TYPE_CHECKING:
     from .store import Kind, Store
@@ -156,6 +165,7 @@ def extract(
     append: Annotated[bool, typer.Option("--append", help="Add the samples to a store of the same model.")] = False,
     scheduler: Annotated[str | None, typer.Option(help="Dask scheduler, tcp://…")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Local processes, with a model each.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and write nothing.")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a frozen model over a data set and keep the activations of every layer.
@@ -181,6 +191,12 @@ def extract(
     if out is not None:
         settings.append(f"run.out={json.dumps(out)}")
     checked = ExtractConfig.load(config, settings)
+    if dry_run:
+        from .engine.plan import plan_extraction
+
+        plan = plan_extraction(checked)
+        print(json.dumps(asdict(plan))) if as_json else print_plan(plan)
+        return 0
     with extraction_progress() as on_progress:
         store = run_extract(
             checked, resume=resume, append=append, workers=workers, scheduler=scheduler, on_progress=on_progress

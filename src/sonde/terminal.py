@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .engine import Progress
+    from .engine.plan import Plan
     from .probes import Results
     from .store import Store
 
@@ -81,6 +82,20 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with _bar() as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what an extraction would take."""
+    read = f"estimated from {plan.samples_read}" if plan.samples_read < plan.samples else "all read"
+    print(f"samples: {plan.samples} in {plan.ranges} ranges of {plan.range_size} ({read})")
+    if plan.unusable:
+        print(f"unusable: {plan.unusable} of {plan.samples_read} read, the first: {plan.first_error}")
+    print(f"tokens: {plan.tokens:,} in {plan.batches:,} batches of at most {plan.token_budget:,} padded tokens")
+    print(f"padding: {plan.padding:.1%} of what the model computes")
+    print(f"to be written: {plan.bytes_written / 1e9:,.3f} GB before compression")
+    device = f", device {plan.device_bytes / 1e9:,.2f} GB" if plan.device_bytes else ""
+    print(f"peak memory: host {plan.host_bytes / 1e9:,.2f} GB besides Python and its libraries{device}")
+    print(f"time: {plan.seconds:,.0f} s at {plan.tokens_per_s:,.0f} tokens/s (a trial of some seconds)")
 
 
 def print_store(store: Store) -> None:

@@ -17,6 +17,7 @@ from sonde.errors import CorruptStoreError, InputError
 from sonde.store import ArraySpec, Schema, Store
 from sonde.store.codecs import CODECS, encode, max_encoded_bytes
 from sonde.store.quantize import dequantize, quantize
+from sonde.store.schema import checksum
 
 COMPRESSED = ("zstd", "lz4+bitshuffle")
 ONE = (ArraySpec("resid_post", "last", (0, 3), 64),)
@@ -61,6 +62,31 @@ def test_compressed_values_are_the_same_for_us_and_for_other_readers(tmp_path: P
     assert names == ["bytes", "zstd" if codec == "zstd" else "blosc", "crc32c"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bfloat16"])
+@pytest.mark.parametrize("codec", ["none", *COMPRESSED])
+def test_buffers_of_any_memory_order_are_stored_in_c_order(tmp_path: Path, codec: str, dtype: str) -> None:
+    schema = Schema(ONE, 16, 16, {}, {}, dtype=dtype, codec=codec)
+    ids = [f"s{i}" for i in range(16)]
+    x = np.arange(2 * 16 * 64).reshape(2, 16, 64).astype(schema.numpy_dtype)
+    orders = {
+        "fortran": np.asfortranarray(x),
+        "transposed": np.ascontiguousarray(x.transpose(0, 2, 1)).transpose(0, 2, 1),
+        "strided": np.repeat(x, 2, axis=2)[:, :, ::2],
+    }
+    reference = None
+    for name, buffer in {"c": x, **orders}.items():
+        store = Store.create(tmp_path / name, schema, {"id": ids, "group": ids})
+        store.writer().commit(store.ranges[0], {"resid_post/last": buffer})
+        store.refresh()
+        read = store.layer("resid_post", "last", 3).numpy()
+        reference = read if reference is None else reference
+        assert read.tobytes() == reference.tobytes()
+        assert store.verify() == []
+    if dtype != "int8":
+        assert reference is not None
+        assert reference.tobytes() == x[1].tobytes()
+
+
 @pytest.mark.parametrize("codec", COMPRESSED)
 def test_every_flipped_byte_of_a_compressed_chunk_is_found(tmp_path: Path, codec: str) -> None:
     store, _ = build(tmp_path / "run.zarr", codec)
@@ -87,12 +113,13 @@ def test_a_chunk_that_decompresses_to_something_else_is_refused(tmp_path: Path, 
         "noise": lambda: bytes(range(200)),
         "nothing": lambda: b"\0",
     }[content]()
-    checksum = google_crc32c.value(data).to_bytes(4, "little")
-    (tmp_path / "run.zarr/activations/resid_post/last/c.1.1.0").write_bytes(data + checksum)
+    crc32c = google_crc32c.value(data).to_bytes(4, "little")
+    (tmp_path / "run.zarr/activations/resid_post/last/c.1.1.0").write_bytes(data + crc32c)
     record = tmp_path / "run.zarr/commits/00000001.json"
     commit = json.loads(record.read_text())
-    commit["arrays"]["resid_post/last"]["chunks"][1] |= {"nbytes": len(data) + 4, "crc32c": checksum.hex()}
-    record.write_text(json.dumps(commit))
+    commit["arrays"]["resid_post/last"]["chunks"][1] |= {"nbytes": len(data) + 4, "crc32c": crc32c.hex()}
+    commit.pop("sha256")
+    record.write_text(json.dumps(commit | {"sha256": checksum(commit)}))
     with pytest.raises(CorruptStoreError, match="range 1 of layer 3 of resid_post/last"):
         Store.open(str(store.location)).layer("resid_post", "last", 3).numpy()
 
@@ -102,7 +129,8 @@ def test_a_commit_cannot_claim_more_bytes_than_a_chunk_can_have(tmp_path: Path) 
     record = tmp_path / "run.zarr/commits/00000001.json"
     commit = json.loads(record.read_text())
     commit["arrays"]["resid_post/last"]["chunks"][1]["nbytes"] = 2**40
-    record.write_text(json.dumps(commit))
+    commit.pop("sha256")
+    record.write_text(json.dumps(commit | {"sha256": checksum(commit)}))
     with pytest.raises(CorruptStoreError, match="speaks of other rows or chunks"):
         Store.open(tmp_path / "run.zarr")
 

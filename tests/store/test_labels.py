@@ -132,3 +132,11 @@ def test_integers_are_found_again_by_their_class(column: list[int | None]) -> No
     labels = Labels.from_column("x", column, kind="multiclass")
     assert [int(labels.names[v]) if v >= 0 else None for v in labels.values] == column
     assert [int(name) for name in labels.names] == sorted({v for v in column if v is not None})
+
+
+def test_names_and_classes_may_be_numpy_s_own() -> None:
+    names = np.unique(["cat", "dog"])
+    labels = Labels("pet", "multiclass", np.array([0, 1], dtype=np.int32), tuple(names))
+    assert labels.names == ("cat", "dog")
+    assert all(type(name) is str for name in labels.names)
+    assert Labels.from_column("pet", ["dog", "cat"], classes=names).values.tolist() == [1, 0]
