@@ -25,7 +25,7 @@ class Batch:
     valid, image
         bool ``[batch, position]``: not padding; image content.
     vision_rows
-        Rows of ``pixel_values`` that each sample has: its images, or their patches.
+        Rows that each sample has in what the vision tower works on: its images, their tiles, or their patches.
     """
 
     rows: torch.Tensor
@@ -66,7 +66,7 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
 
 
 def collate(samples: Sequence[Encoded], pad_token_id: int) -> Batch:
-    """Join samples, which must have the same keys, into one right-padded batch.
+    """Join samples of one kind into one right-padded batch.
 
     A batch without padding has no attention mask: the model's fast kernels run, and the numbers are the same.
     """
@@ -76,17 +76,16 @@ def collate(samples: Sequence[Encoded], pad_token_id: int) -> Batch:
     inputs = {}
     for key in samples[0].sequence:
         fill = pad_token_id if key == "input_ids" else 0
-        inputs[key] = _pad([sample.sequence[key] for sample in samples], width, fill)
+        inputs[key] = _join([sample.sequence[key] for sample in samples], fill)
     for key in samples[0].other:
         inputs[key] = _join([sample.other[key] for sample in samples])
     lengths = torch.tensor([sample.length for sample in samples])
     valid = torch.arange(width) < lengths.unsqueeze(1)
-    image = _pad([sample.image.unsqueeze(0) for sample in samples], width, False)
+    image = _join([sample.image.unsqueeze(0) for sample in samples], False)
     if bool(valid.all()) and not samples[0].other:
         inputs.pop("attention_mask", None)
-    pixels = [sample.other["pixel_values"] for sample in samples if "pixel_values" in sample.other]
     rows = torch.tensor([sample.row for sample in samples])
-    return Batch(rows, inputs, valid, image, tuple(len(x) for x in pixels))
+    return Batch(rows, inputs, valid, image, tuple(sample.vision_rows for sample in samples))
 
 
 def split(batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
@@ -95,24 +94,20 @@ def split(batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], Sequence[Encoded
     return batch[:half], batch[half:]
 
 
-def _pad(tensors: Sequence[torch.Tensor], width: int, fill: int | bool) -> torch.Tensor:
-    out = tensors[0].new_full((len(tensors), width, *tensors[0].shape[2:]), fill)
-    for row, tensor in enumerate(tensors):
-        out[row, : tensor.shape[1]] = tensor[0]
-    return out
+def _join(tensors: Sequence[torch.Tensor], fill: int | bool = 0) -> torch.Tensor:
+    """Join along the first axis; along the others all are filled up to the largest.
 
-
-def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    Images of different numbers of tiles are filled up so: the model knows the true number by other inputs.
+    """
     import torch
-    from torch.nn import functional
 
-    if len({tensor.shape[1:] for tensor in tensors}) > 1:
-        # Images cut into different numbers of tiles: the model knows the true number by other inputs.
-        largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-        tensors = [
-            functional.pad(
-                t, [p for have, want in zip(t.shape[:0:-1], largest[::-1], strict=True) for p in (0, want - have)]
-            )
-            for t in tensors
-        ]
-    return torch.cat(list(tensors))
+    shapes = [tensor.shape[1:] for tensor in tensors]
+    if len(set(shapes)) == 1:
+        return torch.cat(list(tensors))
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    out = tensors[0].new_full((sum(map(len, tensors)), *largest), fill)
+    start = 0
+    for tensor in tensors:
+        out[(slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
+        start += len(tensor)
+    return out

@@ -103,7 +103,13 @@ class Capture:
             if not numbers or numbers[0] < 0 or numbers[-1] >= n:
                 raise InputError(f"capture.layers {list(numbers)}: the model has layers 0 to {n - 1} of {site}")
             chosen[site] = fixed.get(site, numbers)
-        return cls(sites, tokens, chosen, n_layers)
+        capture = cls(sites, tokens, chosen, n_layers)
+        empty = [site for site in sites if not capture.tokens_of(site)]
+        if empty:
+            raise InputError(
+                f"site {empty[0]!r} has none of the tokens {', '.join(tokens)}: add mean to capture.tokens"
+            )
+        return capture
 
     def taps_of(self, site: str) -> tuple[Tap, ...]:
         """Where each of a site's layers is read."""
@@ -121,8 +127,11 @@ class Capture:
         return frozenset(tap for site in self.sites for tap in self.taps_of(site))
 
     def tokens_of(self, site: str) -> tuple[str, ...]:
-        """Selectors that a site is kept for: of patches only those that make sense of a picture."""
-        return tuple(t for t in self.tokens if site != VISION or t in VISION_TOKENS)
+        """Selectors that a site is kept for: those that its positions can have."""
+        if site == VISION:
+            return tuple(t for t in self.tokens if t in VISION_TOKENS)
+        # All positions of the connector are the image's.
+        return tuple(t for t in self.tokens if site != CONNECTOR or t != "text_mean")
 
     def arrays(self, widths: Mapping[str, int]) -> tuple[ArraySpec, ...]:
         """The store's arrays, of the given lengths of a vector by site."""

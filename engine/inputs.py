@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sonde.errors import InputError
 
 from .capture import CONNECTOR, VISION, Capture
 from .model import Model
+from .pixels import count_vision_rows, open_image
 from .sample import Sample
+from .structure import text_side
 from .tokens import index_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Processors that put the tokens of an image, one to a prompt, in front of it themselves.
-_PLACES_IMAGE = ("kosmos-2",)
+_PLACES_IMAGE = ("kosmos-2", "blip-2", "instructblip")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,17 +38,29 @@ class Encoded:
         The rest, such as ``pixel_values``; joined along the first axis in a batch.
     image
         bool ``[position]``: which positions stand for image content.
+    vision_rows
+        How many rows of the vision tower's input are the sample's; 0 if there are none, or it cannot be told.
     """
 
     row: int
     sequence: Mapping[str, torch.Tensor]
     other: Mapping[str, torch.Tensor]
     image: torch.Tensor
+    vision_rows: int = 0
 
     @property
     def length(self) -> int:
         """Number of positions."""
         return len(self.image)
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What all samples of a batch have in common: names of tensors, and how many images a mask tells apart.
+
+        Mllama lets positions that attend to no image attend to all of the batch's, so that a neighbour's second image
+        would change a sample with one.
+        """
+        return (*self.sequence, *self.other, *(x.shape[2:] for x in self.sequence.values()))
 
     @property
     def nbytes(self) -> int:
@@ -90,9 +103,12 @@ class Encoder:
         self._tokenizer = getattr(model.processor, "tokenizer", model.processor)
         self._takes_images = model.takes_images
         self._image_token_id = model.image_token_id
-        self._places_image = model.module.config.model_type in _PLACES_IMAGE
-        self._image_token: str | None = getattr(model.processor, "image_token", None)
-        self._placeholder = _placeholder(model.module.config, self._tokenizer, self._image_token)
+        self._config = model.module.config
+        self._text_alone = text_side(model.module) is not model.module
+        self._places_image = self._config.model_type in _PLACES_IMAGE
+        token = getattr(model.processor, "image_token", None)
+        self._image_token = None if token is None else str(token)
+        self._placeholder = _placeholder(self._config, self._tokenizer, self._image_token)
         self._max_length = model.max_length
         self._capture = capture
         self._truncate = truncate
@@ -127,7 +143,7 @@ class Encoder:
             If an image cannot be read, the prompt is too long for the model, or it has no positions for a selector.
         """
         try:
-            images = [_open_image(path) for path in sample.images]
+            images = [open_image(path) for path in sample.images]
             if images and not self._takes_images:
                 raise InputError("it has an image, but the model takes text only")
             if len(images) > 1 and self._places_image:
@@ -146,13 +162,16 @@ class Encoder:
         else:
             assert sample.prompt is not None
             text, templated = sample.prompt, False
-        if self._image_token is None or self._places_image:
+        if self._image_token is None:
             return text, templated
         there = text.count(self._image_token)
+        if there and self._places_image:
+            raise InputError(f"its prompt has {self._image_token}, which the model's processor places itself")
         if there > n_images:
             raise InputError(f"its prompt has {there} of {self._image_token} for {n_images} images")
         # A template places images by marks of its own kind; a raw prompt may leave them out.
-        return text if templated else self._placeholder * (n_images - there) + text, templated
+        placed = templated or self._places_image
+        return text if placed else self._placeholder * (n_images - there) + text, templated
 
     def _through_template(self, turns: Sequence[Mapping[str, Any]], n_images: int) -> str:
         import jinja2
@@ -206,13 +225,18 @@ class Encoder:
             raise InputError("its images have no place in its prompt; the model's chat template leaves them out")
         self._check_positions(length, int(image.sum()))
         tensors.setdefault("attention_mask", ids.new_ones(ids.shape))
+        # What is there for training (PaliGemma).
+        tensors.pop("labels", None)
+        if self._text_alone and not has_image:
+            # What is there for the vision side (InstructBLIP) is unknown to the language side.
+            tensors = {key: tensors[key] for key in ("input_ids", "attention_mask")}
         sequence = {
             key: value
             for key, value in tensors.items()
             if key.endswith(("_ids", "_mask")) and not key.startswith("pixel") and value.shape[:2] == ids.shape
         }
         other = {key: value for key, value in tensors.items() if key not in sequence}
-        return Encoded(row, sequence, other, image)
+        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config))
 
     def _check_positions(self, length: int, n_image: int) -> None:
         """Raise InputError if a site or selector has no position to read in a sample."""
@@ -246,18 +270,6 @@ def _placeholder(config: Any, tokenizer: Any, image_token: str | None) -> str:
             start, end = tokenizer.convert_ids_to_tokens(marks)
             return f"{start}{image_token or ''}{end}"
     return image_token or ""
-
-
-def _open_image(path: Path) -> Image:
-    import PIL.Image
-
-    try:
-        with PIL.Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"there is no image {path}") from None
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"the image {path} cannot be read: {error}") from error
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Heads that no captured activation depends on; a checkpoint may lack them.
 _UNUSED_HEADS = ("pooler", "lm_head", "classifier", "score", "cls")
+# Models whose checkpoints hold the weights under the names of the class with the head, which the class without lacks.
+_LOADED_WITH_HEAD = ("instructblip",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,20 +100,18 @@ def load_model(section: ModelSection) -> Model:
         config = transformers.AutoConfig.from_pretrained(where, **options)
         processor = _load_processor(where, config, options)
         dtype = getattr(torch, section.dtype)
+        with_head = config.model_type in _LOADED_WITH_HEAD
+        auto: Any = transformers.AutoModelForImageTextToText if with_head else transformers.AutoModel
         kernel = {"attn_implementation": section.attention} if section.attention else {}
         if section.weights == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(section.seed)
-                module = transformers.AutoModel.from_config(
-                    config, dtype=dtype, trust_remote_code=section.trust_remote_code, **kernel
-                )
+                module = auto.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code, **kernel)
         else:
             # Weights of another shape are let through here, because the check below names them.
             options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             with quiet():
-                module, loading = transformers.AutoModel.from_pretrained(
-                    where, config=config, dtype=dtype, **options, **kernel
-                )
+                module, loading = auto.from_pretrained(where, config=config, dtype=dtype, **options, **kernel)
             _check_loading(section.name, loading)
     except ModelError:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -76,9 +76,9 @@ def work_of(
 
 
 def _batches(range_: Range, window: Sequence[Encoded], token_budget: int) -> Iterator[Work]:
-    kinds: dict[tuple[str, ...], list[Encoded]] = {}
+    kinds: dict[tuple[Hashable, ...], list[Encoded]] = {}
     for sample in window:
-        kinds.setdefault((*sample.sequence, *sample.other), []).append(sample)
+        kinds.setdefault(sample.kind, []).append(sample)
     for samples in kinds.values():
         for batch in plan_batches([sample.length for sample in samples], token_budget):
             yield Work(range_, [samples[i] for i in batch])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +149,9 @@ def _read(
                 here.append(session.encoder(row, dataset.samples[row]))
             except InputError as error:
                 errors.append(str(error))
-        kinds: dict[tuple[str, ...], list[Encoded]] = {}
+        kinds: dict[tuple[Hashable, ...], list[Encoded]] = {}
         for sample in here:
-            kinds.setdefault((*sample.sequence, *sample.other), []).append(sample)
+            kinds.setdefault(sample.kind, []).append(sample)
         for samples in kinds.values():
             planned = plan_batches([sample.length for sample in samples], budget)
             batches += [[samples[i] for i in batch] for batch in planned]

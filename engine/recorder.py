@@ -76,9 +76,18 @@ class Recorder:
             raise
 
     def _hook_stream(self, blocks: Blocks) -> None:
+        if CONNECTOR in self._capture.sites and blocks.optional:
+            raise InputError(
+                f"{type(self._model).__name__} attends to images from outside of the stream: leave {CONNECTOR} out of "
+                "the sites"
+            )
+        left_out: tuple[int, ...] = ()
         for point, block in enumerate(blocks.layers):
-            if ("stream", point) in self._wanted:
-                self._handles.append(block.register_forward_pre_hook(self._on_input(point), with_kwargs=True))
+            # A block that is left out passes on what it would have been given.
+            points = [p for p in (*left_out, point) if ("stream", p) in self._wanted]
+            left_out = (*left_out, point) if point in blocks.optional else ()
+            if points:
+                self._handles.append(block.register_forward_pre_hook(self._on_input(points), with_kwargs=True))
             if any((site, point) in self._wanted for site in CACHE):
                 self._handles.append(block.register_forward_hook(self._on_cache(point)))
         self._handles.append(blocks.layers[-1].register_forward_hook(self._on_last_block))
@@ -129,7 +138,7 @@ class Recorder:
         valid, image
             bool ``[batch, position]``: not padding; image content.
         vision_rows
-            Rows of ``pixel_values`` that each sample has.
+            Rows that each sample has in what the vision tower works on: images, tiles or patches.
 
         Returns
         -------
@@ -150,9 +159,7 @@ class Recorder:
         model = self._model if "pixel_values" in inputs else self._text_model
         options: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}
         if any(site in CACHE for site in self._capture.sites):
-            from transformers import DynamicCache
-
-            self._cache = DynamicCache()
+            self._cache = self._new_cache()
             options = {"use_cache": True, "past_key_values": self._cache}
         try:
             with torch.inference_mode():
@@ -167,24 +174,40 @@ class Recorder:
                 f"the forward pass of {type(self._model).__name__} did not come by {missing}, which the sites "
                 f"{list(self._capture.sites)} need"
             )
-        return {
-            site: torch.stack([self._found[tap][site] for tap in self._capture.taps_of(site)])
-            for site in self._capture.sites
-        }
+        states = {site: [self._found[tap][site] for tap in self._capture.taps_of(site)] for site in self._capture.sites}
+        for site, layers in states.items():
+            lengths = sorted({x.shape[-1] for x in layers})
+            if len(lengths) > 1:
+                raise InputError(
+                    f"the layers of {site} have vectors of {lengths} values: choose layers of one length for it in "
+                    "capture.layers"
+                )
+        return {site: torch.stack(layers) for site, layers in states.items()}
 
     def _plan(self, valid: torch.Tensor, image: torch.Tensor) -> None:
         text = Selection.plan(self._capture.tokens, valid, image)
         self._selections = dict.fromkeys(self._capture.sites, text)
         if CONNECTOR in self._selections:
-            self._selections[CONNECTOR] = Selection.plan(self._capture.tokens, valid & image, image)
+            self._selections[CONNECTOR] = Selection.plan(self._capture.tokens_of(CONNECTOR), valid & image, image)
 
     @property
     def _takes_cache(self) -> bool:
         return hasattr(self._model.config.get_text_config(), "use_cache")
 
-    def _on_input(self, point: int) -> Callable[..., None]:
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        config = self._model.config.get_text_config()
+        # A cache that knows the configuration forgets what a sliding window has passed; recurrent layers (Qwen3-Next)
+        # cannot do without one.
+        recurrent = any("linear" in kind for kind in getattr(config, "layer_types", None) or ())
+        return DynamicCache(config=config) if recurrent else DynamicCache()
+
+    def _on_input(self, points: Sequence[int]) -> Callable[..., None]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(("stream", point), args[0] if args else kwargs["hidden_states"])
+            for point in points:
+                if ("stream", point) not in self._found:
+                    self._keep(("stream", point), args[0] if args else kwargs["hidden_states"])
 
         return hook
 
@@ -208,11 +231,14 @@ class Recorder:
         def hook(module: Any, args: Any, output: Any) -> None:
             if self._cache is None:
                 return
-            if layer >= len(self._cache.layers) or self._cache.layers[layer].keys is None:
+            kept = self._cache.layers[layer] if layer < len(self._cache.layers) else None
+            keys = getattr(kept, "keys", None)
+            if kept is None or keys is None or keys.shape[2] != self._batch_shape[1]:
                 raise InputError(
-                    f"layer {layer} of {type(self._model).__name__} keeps no keys and values: leave it out of k and v"
+                    f"layer {layer} of {type(self._model).__name__} keeps no keys and values of all positions: leave "
+                    "it out of k and v"
                 )
-            states = {"k": self._cache.layers[layer].keys, "v": self._cache.layers[layer].values}
+            states = {"k": keys, "v": kept.values}
             for site, x in states.items():
                 if (site, layer) in self._wanted:
                     # [batch, head, position, dim] -> [batch, position, head * dim]
@@ -246,12 +272,13 @@ class Recorder:
 
         rows = list(self._vision_rows)
         flat = hidden.flatten(0, 1) if hidden.dim() == 3 else hidden
-        if not sum(rows) or flat.shape[0] % sum(rows):
+        # Rows are images or tiles, each of as many patches, or patches.
+        per_row = hidden.shape[1] if hidden.dim() == 3 and len(hidden) == sum(rows) else 1
+        if 0 in rows or flat.shape[0] != per_row * sum(rows):
             raise InputError(
                 f"the vision tower of {type(self._model).__name__} gives {flat.shape[0]} patches for {sum(rows)} rows "
                 f"of pixels, which cannot be told apart by sample: leave {VISION} out of the sites"
             )
-        per_row = flat.shape[0] // sum(rows)
         samples = torch.split(flat, [n * per_row for n in rows])
         padded = torch.nn.utils.rnn.pad_sequence(list(samples), batch_first=True)
         counts = torch.tensor([len(sample) for sample in samples], device=hidden.device)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _VISION_TOWERS = ("vision", "visual")
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "video")
 # Models whose forward pass refuses text without an image, though their language side takes it.
-_REFUSE_TEXT = ("kosmos-2",)
+_REFUSE_TEXT = ("kosmos-2", "blip-2", "instructblip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,14 @@ class Blocks:
         Normalisations that stand beside the stack; the one that runs after the last block is the final norm.
     path
         Name of the stack in the model, for provenance.
+    optional
+        Blocks that a pass without images leaves out: they do nothing but attend to the image (Mllama).
     """
 
     layers: nn.ModuleList
     norms: tuple[nn.Module, ...]
     path: str
+    optional: frozenset[int] = frozenset()
 
 
 def find_blocks(model: Any) -> Blocks:
@@ -44,11 +47,16 @@ def find_blocks(model: Any) -> Blocks:
     Raises
     ------
     ModelError
-        If there is no such list.
+        If there is no such list, or an encoder's beside a decoder's.
     """
     from torch import nn
 
-    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    config = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder-decoder, with two streams: take a model that is one or the other"
+        )
+    n_layers = getattr(config, "num_hidden_layers", None)
     decoder = model.get_decoder()
     candidates = [
         (name.count("."), name, module)
@@ -65,7 +73,7 @@ def find_blocks(model: Any) -> Blocks:
     _, name, layers = min(candidates, key=lambda c: c[0])
     parent = decoder.get_submodule(name.rpartition(".")[0])
     norms = tuple(child for child in parent.children() if "norm" in type(child).__name__.lower())
-    return Blocks(layers, norms, name)
+    return Blocks(layers, norms, name, frozenset(getattr(config, "cross_attention_layers", None) or ()))
 
 
 def find_vision_blocks(model: Any) -> tuple[nn.Module, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sonde.engine import Sample
 from sonde.store import Store, as_float32
 
-from .tiny import WORDS
+from .tiny_parts import WORDS
 
 BUDGET = 180
 

@@ -18,7 +18,7 @@ from sonde.errors import InputError
 
 from .reference import Reference
 from .runs import prompt
-from .tiny import CHAT
+from .tiny_parts import CHAT
 
 USER = {"role": "user", "content": [{"type": "text", "text": "a red circle"}]}
 BOT = {"role": "assistant", "content": "a star"}

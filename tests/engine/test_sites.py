@@ -14,7 +14,7 @@ from sonde.errors import InputError
 from sonde.store import as_float32
 
 from .runs import configuration, prompt, text_samples, values
-from .tiny import LAYERS
+from .tiny_parts import LAYERS
 
 # By family: the blocks, and in each the module whose output the attention adds, the one whose output the feed-forward
 # part adds, and the projection behind the heads.
@@ -235,6 +235,21 @@ def test_a_sample_without_an_image_has_no_connector(
     )
     with pytest.raises(InputError, match=r"'blind'.*site connector: it has no image"):
         extract(config, samples=samples)
+
+
+def test_the_connector_has_no_text(model_folder: Callable[[str], Path], pictures: list[Path], tmp_path: Path) -> None:
+    sites = ["connector", "resid_post"]
+    config = configuration(
+        model_folder("llava"), tmp_path / "run.zarr", capture={"sites": sites, "tokens": ["text_mean", "mean"]}
+    )
+    store = extract(config, samples=with_pictures(pictures))
+    assert [a.name for a in store.arrays] == ["connector/mean", "resid_post/text_mean", "resid_post/mean"]
+    assert all(np.isfinite(x).all() for x in values(store).values())
+    alone = configuration(
+        model_folder("llava"), tmp_path / "no.zarr", capture={"sites": ["connector"], "tokens": ["text_mean"]}
+    )
+    with pytest.raises(InputError, match="site 'connector' has none of the tokens text_mean"):
+        extract(alone, samples=with_pictures(pictures))
 
 
 def test_all_tokens_of_the_connector_are_those_of_the_image(
