@@ -7,13 +7,20 @@ from .labels import Kind, Labels
 from .layer import Layer
 from .locate import locate
 from .location import Location
+from .pooling import MODALITIES, POOLINGS
 from .ranges import Range, plan_range_size, plan_ranges
-from .schema import ArraySpec, Schema, versions
+from .schema import ALL, DTYPES, ArraySpec, Part, Schema, versions
 from .store import Store, ensure_vacant
+from .token_buffer import TokenBuffer
+from .token_layer import TokenLayer, TokenRange
 from .verify import Damage
 from .writer import RangeWriter
 
 __all__ = [
+    "ALL",
+    "DTYPES",
+    "MODALITIES",
+    "POOLINGS",
     "ArrayCommit",
     "ArraySpec",
     "Commit",
@@ -23,10 +30,14 @@ __all__ = [
     "Labels",
     "Layer",
     "Location",
+    "Part",
     "Range",
     "RangeWriter",
     "Schema",
     "Store",
+    "TokenBuffer",
+    "TokenLayer",
+    "TokenRange",
     "as_float32",
     "as_numpy",
     "as_torch",

@@ -25,6 +25,18 @@ def check_columns(columns: Mapping[str, Sequence[str]], n_samples: int) -> None:
         raise InputError("sample ids must be unique")
     if any("\0" in text for column in columns.values() for text in column):
         raise InputError("ids, groups and splits cannot contain the character NUL")
+    for name, column in columns.items():
+        if _too_wide(column):
+            raise InputError(
+                f"the longest text of the column {name!r} has {max(map(len, column))} characters, and in memory all "
+                "are as wide as the longest: shorten it"
+            )
+
+
+def _too_wide(texts: Sequence[str]) -> bool:
+    """Whether numpy's array of texts, all as wide as the longest, is much larger than they are."""
+    wide, narrow = len(texts) * max(map(len, texts), default=0), len(texts) + sum(map(len, texts))
+    return wide > max(2**26, 256 * narrow)
 
 
 def read_columns(location: Location, schema: Schema, digests: Sequence[str]) -> dict[str, NDArray[np.str_]]:
@@ -40,9 +52,12 @@ def read_columns(location: Location, schema: Schema, digests: Sequence[str]) -> 
         samples = read_tree(location, "samples/")
         columns = {}
         for name, array in sorted(samples.arrays()):
-            # An append that did not come to its end leaves longer columns; a hostile one claims any length.
-            ensure_bounded(array, 1, 2 * schema.n_rows() + schema.range_size + 2**20)
-            columns[name] = np.array(np.asarray(array[: schema.n_rows()]).tolist(), dtype=str)[rows]
+            ensure_bounded(array, schema.n_rows())
+            # An append that did not come to its end leaves longer columns.
+            texts = np.asarray(array[: schema.n_rows()]).tolist()
+            if _too_wide(texts):
+                raise ValueError("one text is too long for an array of them")
+            columns[name] = np.array(texts, dtype=str)[rows]
     except Exception as error:
         raise CorruptStoreError(
             f"{location}: the sample columns cannot be read ({error}); restore samples/ from a copy"
@@ -67,6 +82,7 @@ def add_column(group: zarr.Group, name: str, values: Sequence[str] | NDArray[np.
         dtype="string",
         dimension_names=["sample"],
         compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
     )
     array[:] = padded
 

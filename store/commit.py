@@ -14,9 +14,12 @@ from .codecs import CODECS, max_encoded_bytes
 from .location import Location
 from .pooling import POOLINGS
 from .ranges import Range
-from .schema import ArraySpec, Schema
+from .schema import MAX_CHUNK_BYTES, ArraySpec, Schema, checksum
 
 FOLDER = "commits"
+
+# What comes of reading a record that is another than was written, or a folder in its place.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, IsADirectoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,11 @@ class ArrayCommit:
         if self.tokens is not None:
             yield from (self.tokens.offsets, self.tokens.token_ids, self.tokens.modality)
 
+    @property
+    def folders(self) -> list[str]:
+        """Keys of the folders that these objects lie in, whose names must be durable before the commit is."""
+        return sorted({chunk.key.rpartition("/")[0] for chunk in self.all_chunks()})
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -117,7 +125,8 @@ class Commit:
             for name, array in self.arrays.items()
         }
         skipped = {str(row): why for row, why in self.skipped.items()}
-        record = {"range": asdict(self.range), "arrays": arrays, "skipped": skipped}
+        record: dict[str, Any] = {"range": asdict(self.range), "arrays": arrays, "skipped": skipped}
+        record["sha256"] = checksum(record)
         location.publish(self.key_of(self.range), json.dumps(record, indent=1, sort_keys=True).encode())
 
     @classmethod
@@ -132,12 +141,16 @@ class Commit:
         key = cls.key_of(expected)
         try:
             record = json.loads(location.read(key))
+            # Only the first version of the schema has no checksum.
+            found = record.pop("sha256", None)
+            if found != checksum(record) and not (found is None and schema.version == 1):
+                raise ValueError("its checksum does not match")
             arrays = {spec.name: _read_array(record["arrays"][spec.name]) for spec in schema.arrays}
             skipped = {int(row): str(why) for row, why in record["skipped"].items()}
             same = record["range"] == asdict(expected) and all(expected.start <= r < expected.stop for r in skipped)
             same = same and {name for name in record["arrays"] if not _pooled(name, schema)} <= arrays.keys()
             fits = same and all(_fits(arrays[spec.name], spec, expected, schema) for spec in schema.arrays)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except _DAMAGED as error:
             raise CorruptStoreError(
                 f"{location}: the commit record {key} is damaged ({error!r}); run "
                 "`sonde verify --repair` and `sonde extract --resume` to extract its range again"
@@ -197,10 +210,13 @@ def _fits(array: ArrayCommit, spec: ArraySpec, range_: Range, schema: Schema) ->
 
 def _tokens_fit(array: ArrayCommit, spec: ArraySpec, range_: Range, schema: Schema) -> bool:
     layout, folder = array.tokens, tokens_folder(spec, range_)
-    if layout is None or not 0 < layout.chunk_tokens <= max(1, layout.n_tokens) or layout.n_tokens >= 2**40:
+    if layout is None or not 0 < layout.chunk_tokens <= max(1, layout.n_tokens):
         return False
     nbytes = layout.chunk_tokens * spec.hidden * schema.storage_dtype.itemsize
-    if len(array.chunks) != len(spec.layers) * layout.n_chunks:
+    if (
+        max(nbytes, 4 * len(spec.layers) * layout.n_tokens) > MAX_CHUNK_BYTES
+        or len(array.chunks) != len(spec.layers) * layout.n_chunks
+    ):
         return False
     keys = [f"{folder}/values/c.{row}.{i}.0" for row in range(len(spec.layers)) for i in range(layout.n_chunks)]
     small = {"offsets": len(range_) * 8 + 8, "token_ids": layout.n_tokens * 4, "modality": layout.n_tokens}

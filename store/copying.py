@@ -103,10 +103,9 @@ def copy_store(
 
 
 def _copy_range(source: Store, schema: Schema, commit: Commit, place: Location) -> None:
-    folders = set()
+    folders = {folder for array in commit.arrays.values() for folder in array.folders}
     for spec in schema.arrays:
         if not spec.ragged:
-            folders.add(spec.path)
             continue
         folder = tokens_folder(spec, commit.range)
         place.clear(folder)

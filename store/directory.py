@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,22 @@ class Directory(Location):
         Raises
         ------
         CorruptStoreError
-            If the key is absolute, climbs out of the folder, or is reached through a symbolic link.
+            If the key is absolute, climbs out of the folder, is reached through a symbolic link, or is neither a file
+            nor a folder: whoever opens a pipe waits for ever.
         """
         path = self.root
         for part in checked_parts(self, key):
             path = path / part
-            if path.is_symlink():
+            try:
+                mode = path.lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if stat.S_ISLNK(mode):
                 raise CorruptStoreError(
                     f"{self.root}: {key!r} is reached through a symbolic link; put the data it points at into its place"
                 )
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise CorruptStoreError(f"{self.root}: {key!r} is no file but a pipe or device; remove it")
         return path
 
     def read(self, key: str) -> bytes:
@@ -75,13 +83,13 @@ class Directory(Location):
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """Write an object from bytes-like parts and wait until its data is on the disk."""
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make(path.parent)
         self._write(path, parts)
 
     def publish(self, key: str, data: bytes) -> None:
         """Make an object appear (or be replaced) by renaming."""
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make(path.parent)
         # One name for all attempts: what a killed process left is overwritten by the next, and no litter stays.
         partial = path.with_name(f".{path.name}.partial")
         self.path(partial.relative_to(self.root).as_posix())
@@ -107,16 +115,25 @@ class Directory(Location):
 
     def sync(self, folders: Sequence[str]) -> None:
         """Wait until the entries of these folders, and of the folders above them, are on the disk."""
-        if not self._durable:
-            return
         wanted = {path for folder in folders for path in (self.root / folder, *(self.root / folder).parents)}
-        for path in sorted(wanted, reverse=True):
-            if path == self.root or self.root in path.parents or path == self.root.parent:
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        inside = (path for path in wanted if path == self.root or self.root in path.parents)
+        self._sync([*sorted(inside, reverse=True), self.root.parent])
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it; the ones above the root durably, as `sync` leaves them out."""
+        if not self.root.exists():
+            new = [path for path in self.root.parents if not path.exists()]
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._sync([path.parent for path in new])
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _sync(self, folders: Iterable[Path]) -> None:
+        for path in folders if self._durable else ():
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def remove(self, key: str) -> None:
         """Remove an object, durably."""
@@ -142,14 +159,15 @@ class Directory(Location):
 
     def walk(self, folder: str = "") -> Iterator[str]:
         """Keys of all objects below a folder, hidden and partial ones too, and links unfollowed."""
-        for path, folders, names in os.walk(self.root / folder):
+        top = self.path(folder.rstrip("/")) if folder else self.root
+        for path, folders, names in os.walk(top):
             links = (name for name in folders if Path(path, name).is_symlink())
             yield from (Path(path, name).relative_to(self.root).as_posix() for name in (*names, *links))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store for writing; released by the system however the process ends."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._make(self.root)
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

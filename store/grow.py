@@ -85,5 +85,5 @@ def _pool_range(store: Store, writer: RangeWriter, commit: Commit, new: Sequence
                     kinds = tokens.modality[tokens.offsets[i] : tokens.offsets[i + 1]]
                     buffer[row, i] = pool(tokens.sample(i), kinds, spec.tokens)
             arrays[spec.name] = writer.write_rows(threads, spec, commit.range, buffer, commit.skipped)
-    store.location.sync([spec.path for spec in new])
+    store.location.sync([folder for spec in new for folder in arrays[spec.name].folders])
     replace(commit, arrays=arrays).publish(store.location)

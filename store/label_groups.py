@@ -80,7 +80,7 @@ def read_labels(location: Location, name: str, schema: Schema) -> Labels:
         group = read_tree(location, f"labels/{name}/")
         attributes: Any = group.attrs
         values: Any = group[attributes.get("values", "values")]
-        ensure_bounded(values)
+        ensure_bounded(values, schema.n_rows() * max(1, len(attributes["names"])))
         n_parts = lengths.get(values.shape[0])
         padded = Labels(name, attributes["kind"], values[:] if n_parts else np.zeros(0), tuple(attributes["names"]))
         digests = [_digest(padded)] + ([_first_digest(padded)] if schema.version == 1 else [])

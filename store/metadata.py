@@ -123,7 +123,7 @@ def damage(location: Location, schema: Schema, ids: Sequence[str] | NDArray[np.s
             prefix = f"activations/{site}/{name}/"
             try:
                 array: Any = read_tree(location, prefix, node=zarr.open_array)
-                ensure_bounded(array)
+                ensure_bounded(array, len(values))
                 same = array.metadata.dimension_names == (name,) and array[: len(values)].tolist() == values
             except Exception:
                 same = False

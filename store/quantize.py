@@ -42,4 +42,6 @@ def quantize(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 def dequantize(q: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """Compute ``out = q * scale``: int8 ``[..., hidden]`` and float32 ``[...]`` to float32 ``[..., hidden]``."""
-    np.multiply(q, scale[..., None], out=out)
+    # The largest float32 rounds to infinity; a scale of infinity is a forger's.
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(q, scale[..., None], out=out)

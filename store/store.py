@@ -141,14 +141,17 @@ class Store:
         for range_, found in zip(present, in_flight(self._read_commit, present, _RECORDS_IN_FLIGHT), strict=True):
             if isinstance(found, Commit):
                 self.commits[range_.index] = found
-            else:
+            elif found is not None:
                 self.damaged_records[range_.index] = found
 
-    def _read_commit(self, range_: Range) -> Commit | CorruptStoreError:
+    def _read_commit(self, range_: Range) -> Commit | CorruptStoreError | None:
         try:
             return Commit.read(self.location, range_, self.schema)
         except CorruptStoreError as error:
             return error
+        except FileNotFoundError:
+            # Withdrawn since it was listed.
+            return None
 
     # What it holds
 
@@ -471,7 +474,7 @@ class Store:
             try:
                 run = json.loads(self.location.read(f"log/{name}"))
                 runs.append({key: float(run[key]) for key in ("seconds", "samples", "tokens", "nbytes")})
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
         longest = max((run for run in runs if run["seconds"] > 0), key=lambda run: run["samples"], default=None)
         if longest is None:

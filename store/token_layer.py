@@ -151,7 +151,7 @@ class TokenLayer(LayerReader):
         offsets = np.empty(len(range_) + 1, dtype=np.int64)
         what = f"offsets of range {range_.index} of {self.spec.name}"
         read_chunk(self._location, layout.offsets, offsets, what)
-        if offsets[0] != 0 or offsets[-1] != layout.n_tokens or (np.diff(offsets) < 0).any():
+        if offsets[0] != 0 or offsets[-1] != layout.n_tokens or (offsets[1:] < offsets[:-1]).any():
             raise CorruptStoreError(f"{self._location}: {what} do not ascend from 0 to {layout.n_tokens}")
         return offsets
 

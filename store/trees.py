@@ -14,7 +14,12 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from .codecs import decode_bounded
 from .location import Location
+
+_COMPRESSED = ("vlen-utf8", "zstd")
+_PLAIN = (("bytes", "crc32c"), ("vlen-utf8", "crc32c"), _COMPRESSED)
+_LARGEST_CONTENT = 2**28
 
 
 def new_tree(attributes: dict[str, Any]) -> tuple[MemoryStore, zarr.Group]:
@@ -28,7 +33,9 @@ def read_tree(
 ) -> Any:
     """Read a small group, or array, into memory through the location, which refuses links, and open it there."""
     from_bytes = default_buffer_prototype().buffer.from_bytes
-    keys = list(location.walk(prefix)) if keys is None else keys
+    # Without hidden ones: what a killed writer left, and a living one is about to rename.
+    visible = (key for key in location.walk(prefix) if not key.rpartition("/")[2].startswith("."))
+    keys = list(visible) if keys is None else keys
     tree = {key.removeprefix(prefix): from_bytes(location.read(key)) for key in keys}
     return node(MemoryStore(tree, read_only=True), mode="r", zarr_format=3)
 
@@ -47,21 +54,50 @@ def read_json(location: Location, key: str) -> dict[str, Any]:
     """Read a small JSON object; empty where there is none, or something else."""
     try:
         data = json.loads(location.read(key))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
 
-def ensure_bounded(array: Any, n_dims: int, largest: int) -> None:
-    """Refuse an array before its size is believed: other data than an attacker's is far below these bounds."""
-    chunk = math.prod(array.chunks)
-    if array.ndim > n_dims or array.size > largest or chunk > max(largest, 2**24):
-        raise ValueError(f"impossible shape {array.shape} in chunks of {array.chunks}")
+def ensure_bounded(array: Any, largest: int) -> None:
+    """Refuse an array that would take more memory than what it was read from, before its shape is believed.
+
+    Its chunks are there and hold what they say, a text in four bytes at least; of one chunk that is not there, as of
+    earlier stores where it held nothing but zeros, ``largest`` values are believed.
+    """
+    codecs = tuple(codec.to_dict()["name"] for codec in array.metadata.codecs)
+    if codecs not in _PLAIN:
+        raise ValueError(f"codecs {codecs} where no store has them")
+    objects, n_values, missing = array.store._store_dict, math.prod(array.chunks), 0
+    grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+    if math.prod(grid) > len(objects):
+        raise ValueError(f"{math.prod(grid)} chunks, but {len(objects)} objects")
+    for index in np.ndindex(grid):
+        chunk = objects.get(f"{array.path}/{array.metadata.encode_chunk_key(index)}".lstrip("/"))
+        if chunk is None:
+            missing += 1
+            if missing > 1 or array.size > largest:
+                raise ValueError(f"chunk {index} of {array.shape} is missing")
+            continue
+        data = chunk.to_bytes()
+        if codecs == _COMPRESSED:
+            data = decode_bounded(data, _LARGEST_CONTENT)
+        texts = codecs[0] == "vlen-utf8"
+        nbytes = n_values * (4 if texts else array.dtype.itemsize)
+        if len(data) < nbytes or (texts and int.from_bytes(data[:4], "little") != n_values):
+            raise ValueError(f"{array.shape} in chunks of {array.chunks}, but one of {len(data)} bytes")
 
 
 def add_array(group: zarr.Group, name: str, values: NDArray[Any], dimensions: Sequence[str]) -> None:
     """Add an array in one chunk."""
-    group.create_array(name, data=values, chunks=values.shape, dimension_names=dimensions, compressors=[Crc32cCodec()])
+    group.create_array(
+        name,
+        data=values,
+        chunks=values.shape,
+        dimension_names=dimensions,
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
+    )
 
 
 def add_strings(group: zarr.Group, name: str, values: Sequence[str], dimension: str) -> None:
@@ -73,5 +109,6 @@ def add_strings(group: zarr.Group, name: str, values: Sequence[str], dimension: 
         dtype="string",
         dimension_names=[dimension],
         compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
     )
     array[:] = np.asarray(values, dtype=object)

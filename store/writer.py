@@ -89,13 +89,11 @@ class RangeWriter:
         skipped = dict(sorted((skipped or {}).items()))
         self._check(range_, buffers, skipped)
         arranged = {name: b.arrange(range_, skipped) for name, b in buffers.items() if isinstance(b, TokenBuffer)}
-        arrays, folders = {}, []
+        arrays = {}
         with ThreadPoolExecutor(_WRITERS) as pool:
             for spec in self._schema.arrays:
                 if spec.ragged:
                     arrays[spec.name] = self._write_tokens(pool, spec, range_, arranged[spec.name])
-                    folder = tokens_folder(spec, range_)
-                    folders += [f"{folder}/{name}" for name in ("values", "offsets", "token_ids", "modality")]
                     continue
                 if spec.pooled:
                     buffer = self.empty(spec)
@@ -103,8 +101,9 @@ class RangeWriter:
                 else:
                     buffer = buffers[spec.name]
                 arrays[spec.name] = self.write_rows(pool, spec, range_, buffer, skipped)
-                folders += [spec.path]
-        self._location.sync(folders)
+        # Of a range without a token the values are a folder without a chunk.
+        values = [f"{tokens_folder(spec, range_)}/values" for spec in self._schema.arrays if spec.ragged]
+        self._location.sync([*values, *(folder for array in arrays.values() for folder in array.folders)])
         commit = Commit(range_, arrays, skipped)
         commit.publish(self._location)
         return commit

@@ -10,13 +10,20 @@ import pytest
 
 from sonde.errors import CorruptStoreError, StoreError
 from sonde.store import Directory, Store
+from sonde.store.schema import checksum
+
+
+def signed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the checksum that it should have: what is behind that is put to the test."""
+    record.pop("sha256")
+    return record | {"sha256": checksum(record)}
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
     def edit(data: bytes) -> bytes:
         record = json.loads(data)
         change(record)
-        return json.dumps(record).encode()
+        return json.dumps(signed(record)).encode()
 
     return edit
 
