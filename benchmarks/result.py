@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,30 @@ from sonde.store import versions
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A promise: ``value`` must be at least ``bound``."""
+    """A promise: ``value`` must be at least ``bound``, or at most."""
 
     name: str
     value: float
     bound: float
+    at_most: bool = False
 
     @property
     def holds(self) -> bool:
         """Whether the promise is kept."""
-        return self.value >= self.bound
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
-def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run all contestants in turns and return each one's median seconds; a first round warms up and does not count."""
+def interleave(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, *, before: Callable[[str], object] = lambda name: None
+) -> dict[str, float]:
+    """Run all contestants in turns and return each one's median seconds; a first round warms up and does not count.
+
+    ``before`` is called with a contestant's name before each of its runs, and is not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for counted in [False] + [True] * rounds:
         for name, run in contestants.items():
+            before(name)
             start = time.perf_counter()
             run()
             if counted:
@@ -41,23 +49,37 @@ def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> 
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def conclude(benchmark: str, results: Sequence[Mapping[str, Any]], owed: Sequence[Owed]) -> None:
-    """Print the table, the promises, and the line of JSON."""
+def conclude(
+    benchmark: str,
+    results: Sequence[Mapping[str, Any]],
+    owed: Sequence[Owed],
+    *,
+    peers: Sequence[str] = (),
+    hardware: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the table, the promises, and the line of JSON.
+
+    Parameters
+    ----------
+    peers
+        Distributions whose versions are told besides those that sonde tells of itself.
+    hardware
+        What else of the machine matters here.
+    """
     columns = list(dict.fromkeys(key for row in results for key in row))
     rows = [[_text(row.get(column, "")) for column in columns] for row in results]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in [columns, *rows]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     for promise in owed:
-        print(
-            f"owed {promise.name}: {promise.value:.2f} of {promise.bound:g}, {'holds' if promise.holds else 'MISSED'}"
-        )
+        bound = f"{'at most' if promise.at_most else 'at least'} {promise.bound:g}"
+        print(f"owed {promise.name}: {promise.value:.2f} of {bound}, {'holds' if promise.holds else 'MISSED'}")
     summary = {
         "benchmark": benchmark,
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(),
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), **(hardware or {})},
+        "versions": versions() | {name: importlib.metadata.version(name) for name in peers},
         "results": list(results),
-        "owed": [asdict(promise) | {"holds": promise.holds} for promise in owed],
+        "owed": [{"name": o.name, "value": o.value, "bound": o.bound, "holds": o.holds} for o in owed],
     }
     print(json.dumps(summary))
 

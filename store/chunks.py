@@ -13,9 +13,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from sonde.errors import CorruptStoreError
+from sonde.errors import CorruptStoreError, StoreError
 
 from .codecs import Codec, decode, encode
 from .location import Location
@@ -32,6 +32,20 @@ class Chunk:
     key: str
     nbytes: int
     crc32c: str
+
+
+def room(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Make an array to be read into.
+
+    Raises
+    ------
+    StoreError
+        If there is not so much memory.
+    """
+    try:
+        return np.empty(shape, dtype=dtype)
+    except (MemoryError, ValueError) as error:
+        raise StoreError(f"{error}: read ranges or rows, one after the other") from None
 
 
 def write_chunk(location: Location, key: str, x: NDArray[Any], codec: Codec | None = None) -> Chunk:
@@ -59,7 +73,7 @@ def read_chunk(location: Location, chunk: Chunk, out: NDArray[Any], what: str, c
     """
     assert out.flags.c_contiguous
     assert codec is not None or chunk.nbytes == out.nbytes + CRC_BYTES
-    data = _bytes_of(out) if codec is None else np.empty(chunk.nbytes - CRC_BYTES, dtype=np.uint8)
+    data = _bytes_of(out) if codec is None else room(chunk.nbytes - CRC_BYTES, np.uint8)
     _read_blocks(location, chunk, _blocks(data), what)
     if codec is not None:
         try:

@@ -70,6 +70,11 @@ CODECS: Mapping[str, Codec | None] = {
 }
 
 
+def min_encoded_bytes(nbytes: int) -> int:
+    """Least bytes that ``nbytes`` take: Zstandard keeps 128 KiB in four of them, the others more."""
+    return max(1, nbytes // 2**15)
+
+
 def max_encoded_bytes(nbytes: int) -> int:
     """Most bytes that ``nbytes`` take when they do not compress."""
     return nbytes + nbytes // 128 + 4096

@@ -1,10 +1,12 @@
-"""Several reads in flight, in order, with bounded memory."""
+"""Several reads in flight, with bounded memory."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -30,3 +32,39 @@ def in_flight(read: Callable[[T], R], places: Sequence[T], limit: int = IN_FLIGH
         finally:
             for future in pending:
                 future.cancel()
+
+
+def share(work: Callable[[Iterator[T]], object], places: Sequence[T], limit: int = IN_FLIGHT) -> None:
+    """Let threads, the caller's among them, draw from one iterator over ``places``, in no order, until none is left.
+
+    Cheaper than `in_flight` where the results need not be waited for one by one: a read from the page cache takes no
+    longer than to hand it to another thread.
+
+    Parameters
+    ----------
+    work
+        Called once on each of at most ``limit`` threads, with the iterator; its first error ends the iteration for
+        all and is raised.
+    """
+    left = deque(places)
+    errors: list[BaseException] = []
+
+    def draw() -> Iterator[T]:
+        with contextlib.suppress(IndexError):
+            while not errors:
+                yield left.popleft()
+
+    def run() -> None:
+        try:
+            work(draw())
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [Thread(target=run, name="sonde-read") for _ in range(min(limit, len(places)) - 1)]
+    for thread in threads:
+        thread.start()
+    run()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

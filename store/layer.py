@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sonde.errors import InputError
 
-from .chunks import read_chunk
+from .chunks import read_chunk, room
 from .dtype import as_numpy, as_torch
-from .flight import in_flight
+from .flight import in_flight, share
 from .quantize import dequantize
 from .ranges import Range
 from .reader import LayerReader
@@ -69,7 +69,7 @@ class Layer(LayerReader):
         Raises
         ------
         StoreError
-            If some ranges are not committed yet.
+            If some ranges are not committed yet, or the layer is larger than the memory.
         CorruptStoreError
             If a chunk is not what was committed.
         InputError
@@ -78,14 +78,18 @@ class Layer(LayerReader):
         for range_ in self._ranges:
             self._array(range_)
         if out is None:
-            out = np.empty(self.shape, dtype=self.dtype)
+            out = room(self.shape, dtype=self.dtype)
         elif (out.shape, out.dtype) != (self.shape, self.dtype) or not out.flags.c_contiguous:
             raise InputError(
                 f"out must be C-contiguous {self.dtype} {list(self.shape)}, got {out.dtype} {list(out.shape)}"
             )
         target = out
-        for _ in in_flight(lambda range_: self._read_into(range_, target[range_.rows]), self._ranges):
-            pass
+
+        def fill(mine: Iterator[Range]) -> None:
+            for range_ in mine:
+                self._read_into(range_, target[range_.rows])
+
+        share(fill, self._ranges)
         return out
 
     def torch(self, out: torch.Tensor | None = None, *, pin_memory: bool | None = None) -> torch.Tensor:
@@ -116,15 +120,21 @@ class Layer(LayerReader):
             If a row is not an integer from 0 to the number of samples.
         """
         wanted, index = self._locate(rows)
-        out = np.empty((len(wanted), self.spec.hidden), dtype=self.dtype)
-        touched = [self._ranges[i] for i in np.unique(index)]
-        for range_, x in zip(touched, in_flight(self._read, touched), strict=True):
-            here = index == range_.index
-            out[here] = x[wanted[here] - range_.start]
+        out = room((len(wanted), self.spec.hidden), dtype=self.dtype)
+
+        def pick(mine: Iterator[Range]) -> None:
+            # One chunk's memory for all that this thread reads: new memory costs as much as the read.
+            x = room((self._schema.range_size, self.spec.hidden), dtype=self.dtype)
+            for range_ in mine:
+                self._read_into(range_, x)
+                here = index == range_.index
+                out[here] = x[wanted[here] - range_.start]
+
+        share(pick, [self._ranges[i] for i in np.unique(index)])
         return out
 
     def _read(self, range_: Range) -> NDArray[Any]:
-        out = np.empty((self._schema.range_size, self.spec.hidden), dtype=self.dtype)
+        out = room((self._schema.range_size, self.spec.hidden), dtype=self.dtype)
         self._read_into(range_, out)
         return out[: len(range_)]
 
@@ -141,8 +151,8 @@ class Layer(LayerReader):
         if array.scale is None:
             read_chunk(self._location, chunk, out, what, self._codec)
             return
-        q = np.empty(out.shape, dtype=np.int8)
-        scale = np.empty((len(self.spec.layers), size), dtype=np.float32)
+        q = room(out.shape, dtype=np.int8)
+        scale = room((len(self.spec.layers), size), dtype=np.float32)
         read_chunk(self._location, chunk, q, what, self._codec)
         read_chunk(self._location, array.scale, scale, f"the scale of {what}")
         dequantize(q, scale[self._row], out)

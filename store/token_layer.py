@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sonde.errors import CorruptStoreError
 
-from .chunks import read_chunk
+from .chunks import read_chunk, room
 from .commit import TokenCommit
 from .flight import in_flight
 from .quantize import dequantize
@@ -96,7 +96,7 @@ class TokenLayer(LayerReader):
         range_ = self._range(index)
         layout = self._layout(range_)
         offsets, token_ids, modality = self.index(index)
-        values = np.empty((layout.n_chunks * layout.chunk_tokens, self.spec.hidden), dtype=self.dtype)
+        values = room((layout.n_chunks * layout.chunk_tokens, self.spec.hidden), dtype=self.dtype)
         places = list(range(layout.n_chunks))
         for _ in in_flight(lambda i: self._read_chunk(range_, i, values), places):
             pass
@@ -106,8 +106,8 @@ class TokenLayer(LayerReader):
         """Offsets, token ids and modality of one range, without its activations; raises as :meth:`range`."""
         range_ = self._range(index)
         layout = self._layout(range_)
-        token_ids = np.empty(layout.n_tokens, dtype=np.int32)
-        modality = np.empty(layout.n_tokens, dtype=np.uint8)
+        token_ids = room(layout.n_tokens, dtype=np.int32)
+        modality = room(layout.n_tokens, dtype=np.uint8)
         read_chunk(self._location, layout.token_ids, token_ids, f"token_ids of range {index} of {self.spec.name}")
         read_chunk(self._location, layout.modality, modality, f"modality of range {index} of {self.spec.name}")
         return self._offsets(range_), token_ids, modality
@@ -132,7 +132,7 @@ class TokenLayer(LayerReader):
             here = np.flatnonzero(index == i).tolist()
             spans = {place: slice(*offsets[wanted[place] - range_.start :][:2].tolist()) for place in here}
             for place, span in spans.items():
-                out[place] = np.empty((span.stop - span.start, self.spec.hidden), dtype=self.dtype)
+                out[place] = room((span.stop - span.start, self.spec.hidden), dtype=self.dtype)
             touched = sorted({c for span in spans.values() for c in range(span.start // size, -(-span.stop // size))})
             for c, x in zip(touched, in_flight(partial(self._chunk, range_), touched), strict=True):
                 for place, span in spans.items():
@@ -157,7 +157,7 @@ class TokenLayer(LayerReader):
 
     def _chunk(self, range_: Range, index: int) -> NDArray[Any]:
         size = self._layout(range_).chunk_tokens
-        out = np.empty((size, self.spec.hidden), dtype=self.dtype)
+        out = room((size, self.spec.hidden), dtype=self.dtype)
         self._read_chunk(range_, index, out, 0)
         return out
 
@@ -171,8 +171,8 @@ class TokenLayer(LayerReader):
         if array.scale is None:
             read_chunk(self._location, chunk, place, what, self._codec)
             return
-        q = np.empty(place.shape, dtype=np.int8)
-        scale = np.empty((len(self.spec.layers), layout.n_tokens), dtype=np.float32)
+        q = room(place.shape, dtype=np.int8)
+        scale = room((len(self.spec.layers), layout.n_tokens), dtype=np.float32)
         read_chunk(self._location, chunk, q, what, self._codec)
         read_chunk(self._location, array.scale, scale, f"the scale of {what}")
         here = scale[self._row, start : start + layout.chunk_tokens]

@@ -106,7 +106,14 @@ def test_data_in_two_places_or_in_none_is_refused(study: Any, tmp_path: Path) ->
 
 
 def test_errors_are_of_one_family() -> None:
-    errors = (sonde.InputError, sonde.ModelError, sonde.StoreError, sonde.CorruptStoreError, sonde.ProbeError, sonde.WorkerError)
+    errors = (
+        sonde.InputError,
+        sonde.ModelError,
+        sonde.StoreError,
+        sonde.CorruptStoreError,
+        sonde.ProbeError,
+        sonde.WorkerError,
+    )
     assert all(issubclass(error, sonde.SondeError) for error in errors)
     with pytest.raises(sonde.StoreError, match="make a store with `sonde extract`"):
         sonde.open("nowhere.zarr")

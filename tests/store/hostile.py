@@ -247,12 +247,12 @@ WATCH = Watch()
 
 
 @contextlib.contextmanager
-def bounded_memory() -> Iterator[Callable[[], int]]:
+def bounded_memory(address_bytes: int = ADDRESS_BYTES) -> Iterator[Callable[[], int]]:
     """Limit the address space, and yield a function that gives the growth of the peak of resident memory, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     start = _status("VmHWM")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ADDRESS_BYTES, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + address_bytes, hard))
     try:
         yield lambda: _status("VmHWM") - start
     finally:

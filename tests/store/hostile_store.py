@@ -31,6 +31,9 @@ class Base:
     store: Store
     files: Files
 
+    def reopen(self) -> Store:
+        return Store.open(self.path)
+
     def keys(self, *beginnings: str) -> list[str]:
         return sorted(key for key in self.files if key.startswith(beginnings))
 

@@ -22,7 +22,7 @@ from .hostile import (
     sign_commit,
     with_crc,
 )
-from .hostile_store import Base, build, copy_of, edit, forged_schema, put, read_watched
+from .hostile_store import ROWS, Base, build, copy_of, edit, forged_schema, put, read_watched
 
 GIB = 2**30
 
@@ -85,6 +85,27 @@ def test_an_absurd_schema_is_refused_before_memory_is_taken(base: Base, change: 
     put(base, forged_schema(base, change))
     with pytest.raises(StoreError):
         read_watched(base)
+
+
+def test_a_layer_larger_than_the_memory_is_an_error_that_says_so(sound: dict[str, Base], tmp_path: Path) -> None:
+    """The records agree with the schema, and zstd may be of any ratio: only the chunks are not there."""
+    base = copy_of(sound["zstd"], tmp_path / "run.zarr")
+    put(base, forged_schema(base, lambda s: s.update(arrays=[s["arrays"][0] | {"hidden": 2**29}])))
+    with pytest.raises(CorruptStoreError, match="speaks of other rows or chunks"):
+        read_watched(base)
+    for key in base.files:
+        if key.startswith("commits/0"):
+            record = json.loads(base.files[key])
+            record["arrays"] = {ROWS.name: record["arrays"][ROWS.name]}
+            for chunk in record["arrays"][ROWS.name]["chunks"]:
+                chunk["nbytes"] = 2**18
+            put(base, {key: sign_commit(record)})
+    with bounded_memory(8 * GIB) as peak:
+        with pytest.raises(StoreError, match=r"Unable to allocate 14.0 GiB .* read ranges or rows"):
+            base.reopen().layer("resid_post", "last", 0).numpy()
+        with pytest.raises(CorruptStoreError, match="range 1 of layer 0 of resid_post/last has"):
+            base.reopen().layer("resid_post", "last", 0).range(1)
+        assert peak() < PEAK_BYTES
 
 
 def zstd_of_unknown_size(n_blocks: int) -> bytes:
