@@ -67,7 +67,9 @@ class Size:
     Attributes
     ----------
     layers, ranges, hidden
-        Of the array; ranges of 1,024 samples.
+        Of the array that is written; ranges of 1,024 samples.
+    read_layers, read_ranges
+        Of the array that is read.
     rounds
         Counted runs of each peer; three times as many of warm reads.
     cold
@@ -81,6 +83,8 @@ class Size:
     layers: int
     ranges: int
     hidden: int
+    read_layers: int
+    read_ranges: int
     rounds: int
     cold: bool
     opened: tuple[int, ...]
@@ -89,9 +93,9 @@ class Size:
     tokens: int
 
 
-FULL = Size(32, 16, 1024, 7, True, (1000, 10_000), 16, 512, 200)
-FAST = Size(8, 4, 1024, 3, True, (1000, 10_000), 4, 256, 100)
-TINY = Size(2, 2, 64, 1, False, (20, 40), 2, 64, 10)
+FULL = Size(32, 16, 1024, 32, 16, 7, True, (1000, 10_000), 16, 512, 200)
+FAST = Size(8, 4, 1024, 2, 8, 3, True, (1000, 10_000), 4, 256, 100)
+TINY = Size(2, 2, 64, 2, 2, 1, False, (20, 40), 2, 64, 10)
 
 
 def main(folder: Path, size: Size) -> None:
@@ -99,10 +103,13 @@ def main(folder: Path, size: Size) -> None:
     generator = np.random.default_rng(0)
     shape = (size.layers, SAMPLES, size.hidden)
     buffers = [generator.standard_normal(shape, dtype=np.float32).astype(bfloat16) for _ in range(size.ranges)]
+    # The array that is read has the same values, in fewer layers and more ranges where it is to be small.
+    pieces = [part for buffer in buffers for part in np.split(buffer, size.layers // size.read_layers)]
+    to_read = pieces[: size.read_ranges]
     samples = cut_samples(buffers, size, generator)
     answers = [
         write_array(folder, buffers, size),
-        read_array(folder, buffers, size, generator),
+        read_array(folder, to_read, size, generator),
         open_stores(folder, size),
         write_tokens(folder, samples, size),
         read_tokens(folder, samples, size),

@@ -7,11 +7,11 @@ files.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
+import crc32c
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -48,13 +48,27 @@ def room(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         raise StoreError(f"{error}: read ranges or rows, one after the other") from None
 
 
-def write_chunk(location: Location, key: str, x: NDArray[Any], codec: Codec | None = None) -> Chunk:
-    """Write one chunk, in C order, and wait until it is on the disk."""
+def write_chunk(
+    location: Location,
+    key: str,
+    x: NDArray[Any],
+    codec: Codec | None = None,
+    *,
+    look: Callable[[NDArray[Any]], object] = lambda values: None,
+) -> Chunk:
+    """Write one chunk, in C order, and wait until it is on the disk.
+
+    ``look`` is shown all values, one-dimensional and in pieces that are in the processor's cache by then or after.
+    """
     checksum, x = _Checksum(), np.ascontiguousarray(x)
+    if codec is not None:
+        look(x.reshape(-1))
     data = _bytes_of(x) if codec is None else np.frombuffer(encode(codec, x), dtype=np.uint8)
 
     def parts() -> Iterator[NDArray[np.uint8] | bytes]:
         for block in _blocks(data):
+            if codec is None:
+                look(block.view(x.dtype))
             checksum.update(block)
             yield block
         yield checksum.digest()
@@ -133,7 +147,7 @@ class _Checksum:
         self._value = 0
 
     def update(self, block: NDArray[np.uint8]) -> None:
-        self._value = google_crc32c.extend(self._value, block)
+        self._value = crc32c.crc32c(block.data, self._value)
 
     def digest(self) -> bytes:
         """The four bytes that Zarr's codec appends."""

@@ -29,9 +29,12 @@ class Directory(Location):
         ``sonde verify`` then finds; a crash of the process alone costs nothing.
     """
 
+    in_flight = max(2, min(4, os.cpu_count() or 1))
+
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
         self.root = root
         self._durable = fsync
+        self._named: set[Path] = set()
 
     def __str__(self) -> str:
         return str(self.root)
@@ -120,10 +123,19 @@ class Directory(Location):
             os.close(descriptor)
 
     def sync(self, folders: Sequence[str]) -> None:
-        """Wait until the entries of these folders, and of the folders above them, are on the disk."""
-        wanted = {path for folder in folders for path in (self.root / folder, *(self.root / folder).parents)}
-        inside = (path for path in wanted if path == self.root or self.root in path.parents)
-        self._sync([*sorted(inside, reverse=True), self.root.parent])
+        """Wait until the entries of these folders, and of the folders above them, are on the disk.
+
+        A folder's own name is waited for once: what is put into the folder does not change it.
+        """
+        wanted, named = set(), set()
+        for path in map(self.root.joinpath, folders):
+            wanted.add(path)
+            while path not in self._named and path != self.root.parent:
+                named.add(path)
+                path = path.parent
+                wanted.add(path)
+        self._sync(sorted(wanted, reverse=True))
+        self._named |= named
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it; the ones above the root durably, as `sync` leaves them out."""
@@ -152,6 +164,7 @@ class Directory(Location):
         if path.is_dir():
             (path / "zarr.json").unlink(missing_ok=True)
             self.sync([folder])
+            self._named = {other for other in self._named if not other.is_relative_to(path)}
             shutil.rmtree(path)
 
     def exists(self, key: str) -> bool:

@@ -38,7 +38,9 @@ class Layer(LayerReader):
         return self._schema.n_samples, self.spec.hidden
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        for range_, x in zip(self._committed, in_flight(self._read, self._committed), strict=True):
+        for range_, x in zip(
+            self._committed, in_flight(self._read, self._committed, self._location.in_flight), strict=True
+        ):
             yield range_.rows, x
 
     def range(self, index: int) -> NDArray[Any]:
@@ -89,7 +91,7 @@ class Layer(LayerReader):
             for range_ in mine:
                 self._read_into(range_, target[range_.rows])
 
-        share(fill, self._ranges)
+        share(fill, self._ranges, self._location.in_flight)
         return out
 
     def torch(self, out: torch.Tensor | None = None, *, pin_memory: bool | None = None) -> torch.Tensor:
@@ -130,7 +132,7 @@ class Layer(LayerReader):
                 here = index == range_.index
                 out[here] = x[wanted[here] - range_.start]
 
-        share(pick, [self._ranges[i] for i in np.unique(index)])
+        share(pick, [self._ranges[i] for i in np.unique(index)], self._location.in_flight)
         return out
 
     def _read(self, range_: Range) -> NDArray[Any]:

@@ -20,6 +20,9 @@ class Location(ABC):
     OSError where the medium fails. ``str(location)`` is the URL or path that `locate` resolves to it again.
     """
 
+    in_flight: int = 8
+    """Reads at a time that are worth it: a network has room for more than a page cache."""
+
     @property
     @abstractmethod
     def name(self) -> str:

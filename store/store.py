@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from .codecs import CODECS
 from .columns import check_columns, read_columns
 from .commit import Commit
 from .directory import Directory
-from .flight import in_flight
+from .flight import share
 from .grow import add_pooled, add_samples
 from .labels import Kind, Labels
 from .layer import Layer
@@ -137,12 +137,16 @@ class Store:
         """Look again which ranges are committed."""
         names = set(self.location.list("commits"))
         present = [range_ for range_ in self.ranges if f"{range_.name}.json" in names]
-        self.commits, self.damaged_records = {}, {}
-        for range_, found in zip(present, in_flight(self._read_commit, present, _RECORDS_IN_FLIGHT), strict=True):
-            if isinstance(found, Commit):
-                self.commits[range_.index] = found
-            elif found is not None:
-                self.damaged_records[range_.index] = found
+        found: dict[int, Commit | CorruptStoreError | None] = {}
+
+        def read(mine: Iterator[Range]) -> None:
+            for range_ in mine:
+                found[range_.index] = self._read_commit(range_)
+
+        share(read, present, _RECORDS_IN_FLIGHT)
+        records = sorted(found.items())
+        self.commits = {index: record for index, record in records if isinstance(record, Commit)}
+        self.damaged_records = {index: error for index, error in records if isinstance(error, CorruptStoreError)}
 
     def _read_commit(self, range_: Range) -> Commit | CorruptStoreError | None:
         try:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sonde.errors import InputError
 
-from .dtype import count_nonfinite
 from .pooling import MODALITIES, pool
 from .quantize import dequantize, quantize
 from .ranges import MAX_CHUNK_BYTES, Range
@@ -144,10 +143,13 @@ class Tokens:
         """Chunks of each layer."""
         return -(-self.n_tokens // self.chunk_tokens)
 
-    def chunk(self, row: int, index: int) -> NDArray[Any]:
-        """One chunk of one layer, ``[chunk_tokens, hidden]``; NaN behind the last token."""
+    def empty_chunk(self) -> NDArray[Any]:
+        """Room for one chunk of one layer, ``[chunk_tokens, hidden]``."""
+        return np.empty((self.chunk_tokens, self._spec.hidden), dtype=self._dtype)
+
+    def chunk(self, row: int, index: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Gather one chunk of one layer into ``out``; NaN behind the last token."""
         start, stop = index * self.chunk_tokens, (index + 1) * self.chunk_tokens
-        out = np.empty((self.chunk_tokens, self._spec.hidden), dtype=self._dtype)
         out[max(0, self.n_tokens - start) :] = np.nan
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for i in range(first, len(self._samples)):
@@ -157,10 +159,6 @@ class Tokens:
             a, b = max(low, start), min(high, stop)
             out[a - start : b - start] = self._samples[i][row, a - low : b - low]
         return out
-
-    def nonfinite(self) -> int:
-        """Count NaN and infinite values."""
-        return sum(count_nonfinite(np.ascontiguousarray(values)) for values in self._samples)
 
 
 def _as_stored(values: NDArray[Any], quantized: bool) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from sonde.errors import CorruptStoreError
 
 from .chunks import read_chunk, room
 from .commit import TokenCommit
-from .flight import in_flight
+from .flight import in_flight, share
 from .quantize import dequantize
 from .ranges import Range
 from .reader import LayerReader
@@ -97,9 +97,12 @@ class TokenLayer(LayerReader):
         layout = self._layout(range_)
         offsets, token_ids, modality = self.index(index)
         values = room((layout.n_chunks * layout.chunk_tokens, self.spec.hidden), dtype=self.dtype)
-        places = list(range(layout.n_chunks))
-        for _ in in_flight(lambda i: self._read_chunk(range_, i, values), places):
-            pass
+
+        def fill(mine: Iterator[int]) -> None:
+            for i in mine:
+                self._read_chunk(range_, i, values)
+
+        share(fill, range(layout.n_chunks), self._location.in_flight)
         return TokenRange(range_.rows, values[: layout.n_tokens], offsets, token_ids, modality)
 
     def index(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint8]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -122,48 +123,68 @@ class RangeWriter:
         used[[row - range_.start for row in skipped]] = False
         buffer[:, ~used] = np.nan
         keys = [spec.chunk_key(row, range_.index) for row in range(len(spec.layers))]
-        scale = None
-        stored = buffer
+        unused = len(spec.layers) * (len(used) - int(used.sum())) * spec.hidden
         if self._schema.dtype == "int8":
             stored, scales = quantize(buffer)
             scale = write_chunk(self._location, f"{spec.scale_path}/c.0.{range_.index}", scales)
-        chunks = pool.map(self._write, keys, stored)
-        unused = (len(used) - int(used.sum())) * spec.hidden
-        nonfinite = sum(count_nonfinite(layer) - unused for layer in buffer)
-        return ArrayCommit(tuple(chunks), nonfinite, scale)
+            chunks = pool.map(self._write, keys, stored)
+            nonfinite = sum(map(count_nonfinite, buffer))
+            return ArrayCommit(tuple(chunks), nonfinite - unused, scale)
+        written = list(pool.map(self._write_and_count, keys, buffer))
+        return ArrayCommit(tuple(chunk for chunk, _ in written), sum(n for _, n in written) - unused)
 
     def _write_tokens(self, pool: ThreadPoolExecutor, spec: ArraySpec, range_: Range, tokens: Any) -> ArrayCommit:
         folder = tokens_folder(spec, range_)
         self._location.clear(folder)
-        for key, data in metadata.tokens_group(self._schema, spec, tokens).items():
-            self._location.write(f"{folder}/{key}", [data])
+        objects = metadata.tokens_group(self._schema, spec, tokens).items()
+        described = pool.map(lambda item: self._location.write(f"{folder}/{item[0]}", [item[1]]), objects)
+        index = {
+            name: pool.submit(write_chunk, self._location, f"{folder}/{name}/c.0", getattr(tokens, name))
+            for name in ("offsets", "token_ids", "modality")
+        }
         places = [(row, index) for row in range(len(spec.layers)) for index in range(tokens.n_chunks)]
         scales = np.full((len(spec.layers), tokens.n_chunks * tokens.chunk_tokens), np.nan, dtype=np.float32)
 
-        def write(place: tuple[int, int]) -> Chunk:
-            row, index = place
-            x = tokens.chunk(row, index)
-            if self._schema.dtype == "int8":
-                start = index * tokens.chunk_tokens
-                x, scales[row, start : start + tokens.chunk_tokens] = quantize(x)
-            return self._write(f"{folder}/values/c.{row}.{index}.0", x)
+        # One chunk's memory for each thread: new memory costs as much as the copy into it.
+        room = local()
 
-        writes = pool.map(write, places)
-        nonfinite = tokens.nonfinite()
-        chunks = tuple(writes)
+        def write(place: tuple[int, int]) -> tuple[Chunk, int]:
+            row, index = place
+            key = f"{folder}/values/c.{row}.{index}.0"
+            if not hasattr(room, "x"):
+                room.x = tokens.empty_chunk()
+            x = tokens.chunk(row, index, room.x)
+            if self._schema.dtype != "int8":
+                return self._write_and_count(key, x)
+            start = index * tokens.chunk_tokens
+            q, scales[row, start : start + tokens.chunk_tokens] = quantize(x)
+            return self._write(key, q), count_nonfinite(x)
+
+        written = list(pool.map(write, places))
+        padding = len(spec.layers) * (tokens.n_chunks * tokens.chunk_tokens - tokens.n_tokens) * spec.hidden
+        nonfinite = sum(n for _, n in written) - padding
+        chunks = tuple(chunk for chunk, _ in written)
         scale = None
         if self._schema.dtype == "int8":
             kept = np.ascontiguousarray(scales[:, : tokens.n_tokens])
             scale = write_chunk(self._location, f"{folder}/scale/c.0.0", kept)
-        small = {
-            name: write_chunk(self._location, f"{folder}/{name}/c.0", getattr(tokens, name))
-            for name in ("offsets", "token_ids", "modality")
-        }
+        for _ in described:
+            pass
+        small = {name: future.result() for name, future in index.items()}
         layout = TokenCommit(tokens.n_tokens, tokens.chunk_tokens, **small)
         return ArrayCommit(chunks, nonfinite, scale, layout)
 
     def _write(self, key: str, x: NDArray[Any]) -> Chunk:
         return write_chunk(self._location, key, x, self._codec)
+
+    def _write_and_count(self, key: str, x: NDArray[Any]) -> tuple[Chunk, int]:
+        """Write a chunk and count its values that are NaN or infinite while they are at hand."""
+        counts: list[int] = []
+
+        def look(block: NDArray[Any]) -> None:
+            counts.append(count_nonfinite(block))
+
+        return write_chunk(self._location, key, x, self._codec, look=look), sum(counts)
 
     def empty(self, spec: ArraySpec) -> NDArray[Any]:
         """Room for one range of one array: ``[layer, range_size, hidden]``, all NaN."""

@@ -33,13 +33,23 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return seen
 
 
-def assert_vouched_for(events: list[tuple[str, int]], root: Path, record: Path, data: set[Path]) -> None:
-    """Every file of ``data`` and every folder that holds one is synced before ``record``, and its own folder after."""
+def synced(events: list[tuple[str, int]]) -> set[int]:
+    return {number for what, number in events if what == "sync"}
+
+
+def assert_vouched_for(
+    events: list[tuple[str, int]], root: Path, record: Path, data: set[Path], named: frozenset[int] = frozenset()
+) -> None:
+    """Every file of ``data`` and its folder is synced before ``record``, and the record's own folder after.
+
+    So is every folder above, where its entries are not among those that were synced when it got them (``named``).
+    """
     published = events.index(("publish", inode(record)))
-    before = {number for what, number in events[:published] if what == "sync"}
+    before = synced(events[:published])
     folders = {folder for path in data for folder in path.parents if folder == root or root in folder.parents}
     assert data
-    assert {inode(path) for path in data | folders} <= before
+    assert {inode(path) for path in data | {path.parent for path in data}} <= before
+    assert {inode(path) for path in folders} <= before | named
     # The record is written under another name and keeps its inode when it gets its own.
     assert inode(record) in before
     assert ("sync", inode(record.parent)) in events[published:]
@@ -49,9 +59,21 @@ def test_chunks_come_before_their_commit(
     build: Callable[..., Any], tmp_path: Path, events: list[tuple[str, int]]
 ) -> None:
     example = build(tmp_path / "run.zarr", commit=[])
+    named = frozenset(synced(events))
     events.clear()
     example.commit(example.store.ranges[1])
+    assert_vouched_for(events, example.path, example.record(1), set(example.path.rglob("c.*.1.0")), named)
+
+
+def test_a_store_that_is_opened_again_waits_for_all_its_folders_once(
+    build: Callable[..., Any], tmp_path: Path, events: list[tuple[str, int]]
+) -> None:
+    example = build(tmp_path / "run.zarr", commit=[])
+    store, buffers = example.reopen(), example.store.writer().buffers()
+    events.clear()
+    store.writer().commit(store.ranges[1], buffers)
     assert_vouched_for(events, example.path, example.record(1), set(example.path.rglob("c.*.1.0")))
+    assert ("sync", inode(tmp_path)) in events
 
 
 def test_a_store_comes_after_all_that_it_consists_of(
