@@ -88,6 +88,9 @@ def copy_store(
             if target.commits.get(commit.range.index) == commit:
                 present += 1
             else:
+                if commit.range.index in {*target.commits, *target.damaged_records}:
+                    # Its chunks are about to change under it.
+                    target.forget([commit.range])
                 _copy_range(source, schema, commit, place)
                 copied, nbytes = copied + 1, nbytes + commit.nbytes
             if on_progress is not None:

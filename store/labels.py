@@ -194,6 +194,8 @@ def _multilabel(name: str, column: Sequence[Any], known: Sequence[Any], classes:
     if text is not None:
         raise TypeError(f"{text!r} is text, not a list of names")
     names = tuple(classes) if classes else tuple(sorted({str(value) for values in known for value in values}))
+    if not names:
+        raise InputError(f"labels {name!r}: no sample has any name, so there are no targets; leave the column out")
     index = {value: i for i, value in enumerate(names)}
     table = np.zeros((len(column), len(names)), dtype=np.int8)
     for row, values in enumerate(column):

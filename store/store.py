@@ -129,6 +129,10 @@ class Store:
         for site in {a.site for a in schema.arrays}:
             if len({a.layers for a in schema.arrays if a.site == site}) > 1:
                 raise InputError(f"all arrays of the site {site!r} must have the same layers")
+        try:
+            Schema.from_json(json.loads(json.dumps(schema.to_json())), str(location))
+        except StoreError as error:
+            raise InputError(f"a store of this schema could not be opened again: {error}") from error
         ensure_vacant(location)
         metadata.create(location, schema, columns)
         return cls.open(location)
@@ -317,7 +321,11 @@ class Store:
         CorruptStoreError
             If they are not what was written.
         """
-        return label_groups.read_labels(self.location, name, self.schema)
+        try:
+            return label_groups.read_labels(self.location, name, self.schema)
+        except CorruptStoreError:
+            # They may have been replaced between two of the reads that this takes.
+            return label_groups.read_labels(self.location, name, self.schema)
 
     def write_labels(self, labels: Labels, *, overwrite: bool = False) -> None:
         """Put labels that are aligned to the samples into the store.

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonde.errors import InputError, StoreError
-from sonde.store import ArraySpec, Schema, Store, ensure_vacant, locate
+from sonde.store import ArraySpec, Part, Schema, Store, ensure_vacant, locate
 
 ARRAYS = (ArraySpec("resid_post", "last", (0, 1), 4),)
 
@@ -208,3 +209,17 @@ def test_info_is_ready_for_json(example: Any) -> None:
     assert np.dtype(example.store.layer("resid_post", "last", 0).dtype).name in repr(
         example.store.layer("resid_post", "last", 0)
     )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"parts": (Part(2), Part(2))},
+        {"arrays": (ArraySpec("../resid_post", "last", (0,), 4),)},
+        {"arrays": (ArraySpec("resid_post", "last", (0,), 2**50),)},
+    ],
+)
+def test_a_schema_that_could_not_be_opened_is_not_created(tmp_path: Path, broken: Any) -> None:
+    with pytest.raises(InputError, match="could not be opened again"):
+        Store.create(tmp_path / "run.zarr", replace(schema(), **broken), columns())
+    assert list(tmp_path.iterdir()) == []

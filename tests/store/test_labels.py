@@ -140,3 +140,8 @@ def test_names_and_classes_may_be_numpy_s_own() -> None:
     assert labels.names == ("cat", "dog")
     assert all(type(name) is str for name in labels.names)
     assert Labels.from_column("pet", ["dog", "cat"], classes=names).values.tolist() == [1, 0]
+
+
+def test_lists_without_any_name_have_no_targets() -> None:
+    with pytest.raises(InputError, match="no sample has any name"):
+        Labels.from_column("things", [[], [], None])
