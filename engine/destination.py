@@ -171,8 +171,8 @@ def _check_same(store: Store, wanted: Schema, config: ExtractConfig, *, new_data
     known = [part.fingerprint for part in there.parts]
     fingerprint = wanted.data["fingerprint"]
     old_data = {**there.data, "fingerprint": fingerprint if new_data or fingerprint in known else known[0]}
-    pairs: list[tuple[str, Any, Any]] = [("model", there.model, wanted.model), ("data", old_data, wanted.data)]
-    pairs += [("capture", there.capture, wanted.capture), ("dtype", there.dtype, wanted.dtype)]
+    pairs: list[tuple[str, Any, Any]] = [("dtype", there.dtype, wanted.dtype), ("model", there.model, wanted.model)]
+    pairs += [("data", old_data, wanted.data), ("capture", there.capture, wanted.capture)]
     if not new_data and fingerprint not in known:
         pairs.insert(0, ("n_samples", there.n_samples, wanted.n_samples))
     if config.capture.codec is not None:
