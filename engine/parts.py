@@ -37,6 +37,10 @@ class Parts:
     attn_out: nn.Module | None
     mlp_out: nn.Module | None
 
+    def of(self, site: str) -> nn.Module | None:
+        """The module that a site is read at."""
+        return {"z": self.projection, "attn_out": self.attn_out, "mlp_out": self.mlp_out}[site]
+
 
 @dataclass(slots=True, eq=False)
 class _Seen:
@@ -139,9 +143,8 @@ def _adds_up(block: _Seen, attn: _Seen, mlp: _Seen) -> bool:
 
 def ensure_parts(parts: list[Parts], sites: tuple[str, ...], layers: Mapping[str, tuple[int, ...]], model: Any) -> None:
     """Raise InputError if a layer has no part that a site reads."""
-    attribute = {"z": "projection", "attn_out": "attn_out", "mlp_out": "mlp_out"}
     for site in sites:
-        lacking = [n for n in layers[site] if site in attribute and getattr(parts[n], attribute[site]) is None]
+        lacking = [n for n in layers[site] if parts[n].of(site) is None]
         if lacking:
             why = (
                 "its attention has no projection behind the heads"

@@ -110,12 +110,13 @@ class Recorder:
         ensure_parts(parts, sites, self._capture.layers, self._model)
         for site in sites:
             for layer in self._capture.layers[site]:
-                part = parts[layer]
+                module = parts[layer].of(site)
+                assert module is not None
                 if site == "z":
-                    hook = part.projection.register_forward_pre_hook(self._on_given((site, layer)))  # type: ignore[union-attr]
+                    handle = module.register_forward_pre_hook(self._on_given((site, layer)))
                 else:
-                    hook = getattr(part, site).register_forward_hook(self._on_output((site, layer)))
-                self._handles.append(hook)
+                    handle = module.register_forward_hook(self._on_output((site, layer)))
+                self._handles.append(handle)
 
     def close(self) -> None:
         """Remove the hooks."""

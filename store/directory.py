@@ -104,7 +104,7 @@ class Directory(Location):
         self.path(partial.relative_to(self.root).as_posix())
         try:
             self._write(partial, [data])
-            os.replace(partial, path)  # noqa: PTH105
+            partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -174,7 +174,10 @@ class Directory(Location):
     def list(self, folder: str) -> list[str]:
         """Sorted names directly below a folder, hidden and partial ones left out; empty if there is no folder."""
         path = self.path(folder)
-        return sorted(name for name in os.listdir(path) if name[0] != ".") if path.is_dir() else []  # noqa: PTH208
+        if not path.is_dir():
+            return []
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.name[0] != ".")
 
     def walk(self, folder: str = "") -> Iterator[str]:
         """Keys of all objects below a folder, hidden and partial ones too, and links unfollowed."""

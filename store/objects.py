@@ -254,13 +254,13 @@ class ObjectStorage(LeasedLocation):
                 if status_of(error) == 409:
                     raise FileExistsError(key) from error
                 if isinstance(error, NotSupportedError) or status_of(error) == 501:
-                    raise NotImplementedError from error
+                    raise _Unconditional from error
                 raise
             return result["e_tag"], result["version"]
 
         try:
             return self._client.call(key, swap)
-        except NotImplementedError:
+        except _Unconditional:
             return self._settled_swap(key, data, version)
 
     # Requests
@@ -270,6 +270,10 @@ class ObjectStorage(LeasedLocation):
         if _CONTROL.search(path):
             raise StoreError(f"{self}: {key!r} has a control character, which the keys of object stores cannot have")
         return path
+
+
+class _Unconditional(Exception):
+    """A store that puts objects without conditions only."""
 
 
 class _Filling:

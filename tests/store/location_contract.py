@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,15 +34,15 @@ except StoreError as error:
 """
 
 
-class LocationContract:
+class LocationContract(ABC):
     """Subclasses say by the fixture ``location`` where it is, and by ``again`` how it is reached a second time."""
 
     @pytest.fixture
-    def location(self) -> Location:
-        raise NotImplementedError
+    @abstractmethod
+    def location(self) -> Location: ...
 
-    def again(self, location: Location) -> Location:
-        raise NotImplementedError
+    @abstractmethod
+    def again(self, location: Location) -> Location: ...
 
     def test_what_was_written_is_read(self, location: Location) -> None:
         for key, data in {"a": b"1", "b/c/d": bytes(range(256)), "empty": b""}.items():

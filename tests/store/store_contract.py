@@ -1,5 +1,6 @@
 """What a store promises wherever it lies: written, read, damaged and mended through nothing but its location."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -51,12 +52,12 @@ DAMAGES: dict[str, tuple[Callable[[Location], None], int]] = {
 }
 
 
-class StoreContract:
+class StoreContract(ABC):
     """Subclasses say by the fixture ``url`` where the store lies."""
 
     @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def url(self) -> str: ...
 
     @pytest.fixture
     def example(self, url: str, build: Any) -> Any:

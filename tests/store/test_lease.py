@@ -259,9 +259,11 @@ def test_a_lease_cannot_claim_to_last_for_ever(tmp_path: Path) -> None:
     location = at(f"local://{tmp_path}/run.zarr")
     record = {"token": "x", "host": "h", "pid": 1, "since": 0, "renewed": time.time(), "seconds": 1e300}
     location._put(LEASE, json.dumps(record).encode())
+    with pytest.raises(StoreError, match="another process is writing"), location.lock():
+        pass
     os.utime(tmp_path / "run.zarr" / LEASE, (0, time.time() - 3700))
     with location.lock():
-        pass
+        assert json.loads(location.read(LEASE))["token"] != "x"
 
 
 def test_a_forked_child_that_leaves_the_block_does_not_give_back_its_parents_lease(tmp_path: Path) -> None:
