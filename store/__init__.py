@@ -7,10 +7,11 @@ from .labels import Kind, Labels
 from .layer import Layer
 from .locate import locate
 from .location import Location
+from .metadata import ensure_vacant
 from .pooling import MODALITIES, POOLINGS
 from .ranges import Range, plan_range_size, plan_ranges
 from .schema import ALL, DTYPES, ArraySpec, Part, Schema, versions
-from .store import Store, ensure_vacant
+from .store import Store
 from .token_buffer import TokenBuffer
 from .token_layer import TokenLayer, TokenRange
 from .verify import Damage

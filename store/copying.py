@@ -15,7 +15,7 @@ from .flight import in_flight
 from .locate import locate
 from .location import Location
 from .schema import SCHEMA_VERSION, Schema
-from .store import Store, ensure_vacant
+from .store import Store
 
 _IN_FLIGHT = 8
 
@@ -77,7 +77,7 @@ def copy_store(
     # The columns are read, and so checked, before anything is written.
     columns = {name: column.tolist() for name, column in source.columns.items()}
     if not place.exists("zarr.json"):
-        ensure_vacant(place)
+        metadata.ensure_vacant(place)
     with place.lock():
         if not place.exists("zarr.json"):
             metadata.create(place, schema, columns)

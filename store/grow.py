@@ -21,15 +21,38 @@ if TYPE_CHECKING:
     from .store import Store
 
 
-def add_samples(store: Store, columns: Mapping[str, Sequence[str]], fingerprint: str) -> int:
-    """Append samples, as `Store.append` says, and return the number of the first.
+def append_samples(store: Store, columns: Mapping[str, Sequence[str]], *, fingerprint: str = "") -> range:
+    """Make room for more samples, in ranges of their own behind those that are there.
 
-    The store's objects grow or are replaced one by one, the schema last: old readers, and a crash, find the old store.
+    Who reads the earlier samples goes on undisturbed. It is for the caller to hold ``store.location.lock()``, and
+    to see to it that the new activations are of the same model and data settings: `sonde.extract` does both.
+
+    Parameters
+    ----------
+    columns
+        Text per new sample; the same columns as the store has, ids that are not in it.
+    fingerprint
+        Of the data set that they are of. If it is that of the latest part, as after an append that was cut off,
+        nothing is added.
+
+    Returns
+    -------
+    range
+        The new samples' numbers; their ranges are missing until they are committed.
+
+    Raises
+    ------
+    InputError
+        If the columns are others than the store's, or an id is in it already.
+    StoreError
+        If the store is of an older schema, which cannot grow.
     """
+    # Objects grow or are replaced one by one, the schema last: old readers, and a crash, find the old store.
     schema, digests = metadata.open_schema(store.location)
     fresh = type(store)(store.location, schema, digests)
     if fingerprint and fingerprint == schema.parts[-1].fingerprint:
-        return schema.n_samples - schema.parts[-1].n_samples
+        store.reopen()
+        return range(schema.n_samples - schema.parts[-1].n_samples, schema.n_samples)
     if schema.version < SCHEMA_VERSION:
         raise StoreError(
             f"{store.location} is of schema version {schema.version}, which cannot grow: `sonde copy` makes a "
@@ -45,15 +68,37 @@ def add_samples(store: Store, columns: Mapping[str, Sequence[str]], fingerprint:
     joined = {name: [*column.tolist(), *columns[name]] for name, column in fresh.columns.items()}
     parts = (*schema.parts, Part(n_new, fingerprint))
     metadata.extend(store.location, replace(schema, parts=parts, n_samples=schema.n_samples + n_new), joined)
-    return schema.n_samples
+    store.reopen()
+    return range(schema.n_samples, store.n_samples)
 
 
-def add_pooled(store: Store, tokens: str, sites: Sequence[str] | None) -> tuple[ArraySpec, ...]:
-    """Add arrays of one row per sample, as `Store.pool` says, and return them.
+def pool_tokens(store: Store, tokens: str, *, sites: Sequence[str] | None = None) -> tuple[ArraySpec, ...]:
+    """Make an array of one row per sample out of all tokens, without the model.
 
-    Chunks come first, then every range's commit is replaced by one that has them too, the schema last: until then they
-    are not there, and it can be done again.
+    The mean and the maximum are taken in float32. Ranges that are extracted later fill the array as well.
+
+    Parameters
+    ----------
+    tokens
+        ``last``, ``first``, ``mean``, ``max``, ``image_mean`` or ``text_mean``, and the new array's name. A sample
+        without such a token gets a row of NaN.
+    sites
+        Which; all that keep every token if left out.
+
+    Returns
+    -------
+    tuple of ArraySpec
+        The new arrays.
+
+    Raises
+    ------
+    InputError
+        If there is no such pooling.
+    StoreError
+        If a site does not keep all tokens, or has such an array already.
     """
+    # Chunks come first, then every range's commit is replaced by one that has them too, the schema last: until then
+    # they are not there, and it can be done again.
     check_pooling(tokens)
     chosen = [store.array(s, ALL) for s in sites] if sites is not None else [a for a in store.arrays if a.ragged]
     if not chosen:
@@ -71,6 +116,7 @@ def add_pooled(store: Store, tokens: str, sites: Sequence[str] | None) -> tuple[
         for commit in fresh.commits.values():
             _pool_range(fresh, writer, commit, new)
         metadata.publish_schema(store.location, grown, digests)
+    store.reopen()
     return new
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -138,6 +139,33 @@ class Labels:
         if self.kind == "binary":
             return {str(value): int((values == value).sum()) for value in (0, 1)}
         return {}
+
+
+def align(
+    name: str, ids: Sequence[str], values: Sequence[Any], samples: Sequence[str], ignore_unknown: bool
+) -> list[Any]:
+    """Bring values, given by sample id, into the order of the samples; None where there is none.
+
+    Raises
+    ------
+    InputError
+        If there are more or fewer ids than values, an id is given twice, or is none of the samples and
+        ``ignore_unknown`` is not set.
+    """
+    if len(ids) != len(values):
+        raise InputError(f"labels {name!r}: {len(ids)} sample ids, but {len(values)} values")
+    table = dict(zip(map(str, ids), values, strict=True))
+    if len(table) != len(ids):
+        twice = Counter(map(str, ids)).most_common(1)[0][0]
+        raise InputError(f"labels {name!r}: sample id {twice!r} is given more than once")
+    known = set(samples)
+    unknown = [] if ignore_unknown else [i for i in table if i not in known]
+    if unknown:
+        raise InputError(
+            f"labels {name!r}: {len(unknown)} ids are not in the store, the first is {unknown[0]!r}; "
+            "correct them or pass --ignore-unknown"
+        )
+    return [table.get(i) for i in samples]
 
 
 def _is_missing(value: Any) -> bool:

@@ -243,6 +243,16 @@ def _add_scales(
     )
 
 
+def ensure_vacant(location: Location) -> None:
+    """Raise StoreError if a store, or something else than the remains of a creation, is at this place."""
+    if location.exists("zarr.json"):
+        raise StoreError(f"{location} exists already; go on with it by --resume, or choose another --out")
+    if isinstance(location, Directory) and location.root.exists() and not location.root.is_dir():
+        raise StoreError(f"{location} is a file; choose another --out")
+    if not all(is_remnant(key) for key in location.walk()):
+        raise StoreError(f"{location} exists and is not a store; choose another --out")
+
+
 def is_remnant(key: str) -> bool:
     """Whether a creation that was cut off may have left an object of this key; nothing of worth has one."""
     return _REMNANT.fullmatch(key) is not None

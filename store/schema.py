@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.errors import CorruptStoreError, StoreError
+from sonde.errors import CorruptStoreError, InputError, StoreError
 
 from .codecs import CODECS
 from .dtype import bfloat16
@@ -181,6 +181,23 @@ class Schema:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data |= {"arrays": [asdict(a) for a in self.arrays], "parts": [asdict(part) for part in self.parts]}
         return data
+
+    def check(self) -> None:
+        """Raise InputError if no store can be made of this schema and opened again."""
+        if self.n_samples < 1 or self.range_size < 1 or not self.arrays:
+            raise InputError("a store needs at least one sample, one row a range and one array")
+        if self.dtype not in DTYPES or self.codec not in CODECS:
+            raise InputError(
+                f"a store of dtype {self.dtype!r} and codec {self.codec!r}: there are {', '.join(DTYPES)}, "
+                f"and {', '.join(CODECS)}"
+            )
+        for site in {a.site for a in self.arrays}:
+            if len({a.layers for a in self.arrays if a.site == site}) > 1:
+                raise InputError(f"all arrays of the site {site!r} must have the same layers")
+        try:
+            self.from_json(json.loads(json.dumps(self.to_json())), "this schema")
+        except StoreError as error:
+            raise InputError(f"a store of this schema could not be opened again: {error}") from error
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Schema:

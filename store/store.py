@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from sonde.errors import CorruptStoreError, InputError, StoreError
 
 from . import label_groups, metadata
-from .codecs import CODECS
 from .columns import check_columns, read_columns
 from .commit import Commit
-from .directory import Directory
+from .datasets import torch_dataset
 from .flight import share
-from .grow import add_pooled, add_samples
-from .labels import Kind, Labels
+from .grow import append_samples, pool_tokens
+from .labels import Kind, Labels, align
 from .layer import Layer
 from .locate import locate
 from .location import Location
+from .notebook import card
 from .ranges import Range
-from .schema import ALL, DTYPES, ArraySpec, Schema
+from .schema import ALL, ArraySpec, Schema
+from .summary import describe, rates
 from .token_layer import TokenLayer
 from .verify import Damage, find_damage, restore
+from .views import dask_array, to_xarray
 from .writer import RangeWriter
-
-if TYPE_CHECKING:
-    import dask.array
-    import torch
-    import xarray
-
-    from .datasets import LayerRows, LayerStream
 
 _RECORDS_IN_FLIGHT = 16
 
@@ -118,22 +111,9 @@ class Store:
             If the columns do not fit the schema, or the schema has no samples or contradicts itself.
         """
         location = locate(url, fsync=fsync)
-        if schema.n_samples < 1 or schema.range_size < 1 or not schema.arrays:
-            raise InputError("a store needs at least one sample, one row a range and one array")
-        if schema.dtype not in DTYPES or schema.codec not in CODECS:
-            raise InputError(
-                f"a store of dtype {schema.dtype!r} and codec {schema.codec!r}: there are {', '.join(DTYPES)}, "
-                f"and {', '.join(CODECS)}"
-            )
+        schema.check()
         check_columns(columns, schema.n_samples)
-        for site in {a.site for a in schema.arrays}:
-            if len({a.layers for a in schema.arrays if a.site == site}) > 1:
-                raise InputError(f"all arrays of the site {site!r} must have the same layers")
-        try:
-            Schema.from_json(json.loads(json.dumps(schema.to_json())), str(location))
-        except StoreError as error:
-            raise InputError(f"a store of this schema could not be opened again: {error}") from error
-        ensure_vacant(location)
+        metadata.ensure_vacant(location)
         metadata.create(location, schema, columns)
         return cls.open(location)
 
@@ -269,37 +249,10 @@ class Store:
             raise StoreError(f"{self.location}: '{spec.name}' has no layer {layer}; it has {list(spec.layers)}")
         return spec, layer
 
-    def pool(self, tokens: str, *, sites: Sequence[str] | None = None) -> tuple[ArraySpec, ...]:
-        """Make an array of one row per sample out of all tokens, without the model.
+    pool = pool_tokens
 
-        The mean and the maximum are taken in float32. Ranges that are extracted later fill the array as well.
-
-        Parameters
-        ----------
-        tokens
-            ``last``, ``first``, ``mean``, ``max``, ``image_mean`` or ``text_mean``, and the new array's name. A sample
-            without such a token gets a row of NaN.
-        sites
-            Which; all that keep every token if left out.
-
-        Returns
-        -------
-        tuple of ArraySpec
-            The new arrays.
-
-        Raises
-        ------
-        InputError
-            If there is no such pooling.
-        StoreError
-            If a site does not keep all tokens, or has such an array already.
-        """
-        new = add_pooled(self, tokens, sites)
-        self._reopen()
-        return new
-
-    def _reopen(self) -> None:
-        """See what has been added since."""
+    def reopen(self) -> None:
+        """Look again at everything: samples and arrays that were added since, and what is committed."""
         fresh = type(self)(self.location, *metadata.open_schema(self.location))
         self.__dict__.pop("columns", None)
         self.__dict__.update(fresh.__dict__)
@@ -360,20 +313,7 @@ class Store:
             If there are more or fewer ids than values, an id is given twice, or is not in the store and
             ``ignore_unknown`` is not set.
         """
-        if len(ids) != len(values):
-            raise InputError(f"labels {name!r}: {len(ids)} sample ids, but {len(values)} values")
-        table = dict(zip(map(str, ids), values, strict=True))
-        if len(table) != len(ids):
-            twice = Counter(map(str, ids)).most_common(1)[0][0]
-            raise InputError(f"labels {name!r}: sample id {twice!r} is given more than once")
-        known = set(self.ids.tolist())
-        unknown = [] if ignore_unknown else [i for i in table if i not in known]
-        if unknown:
-            raise InputError(
-                f"labels {name!r}: {len(unknown)} ids are not in the store, the first is {unknown[0]!r}; "
-                "correct them or pass --ignore-unknown"
-            )
-        return Labels.from_column(name, [table.get(i) for i in self.ids.tolist()], kind=kind)
+        return Labels.from_column(name, align(name, ids, values, self.ids.tolist(), ignore_unknown), kind=kind)
 
     def add_labels(
         self,
@@ -404,35 +344,7 @@ class Store:
         """The range writer of this store."""
         return RangeWriter(self.location, self.schema)
 
-    def append(self, columns: Mapping[str, Sequence[str]], *, fingerprint: str = "") -> range:
-        """Make room for more samples, in ranges of their own behind those that are there.
-
-        Who reads the earlier samples goes on undisturbed. It is for the caller to hold ``store.location.lock()``, and
-        to see to it that the new activations are of the same model and data settings: `sonde.extract` does both.
-
-        Parameters
-        ----------
-        columns
-            Text per new sample; the same columns as the store has, ids that are not in it.
-        fingerprint
-            Of the data set that they are of. If it is that of the latest part, as after an append that was cut off,
-            nothing is added.
-
-        Returns
-        -------
-        range
-            The new samples' numbers; their ranges are missing until they are committed.
-
-        Raises
-        ------
-        InputError
-            If the columns are others than the store's, or an id is in it already.
-        StoreError
-            If the store is of an older schema, which cannot grow.
-        """
-        n_before = add_samples(self, columns, fingerprint)
-        self._reopen()
-        return range(n_before, self.n_samples)
+    append = append_samples
 
     def verify(self) -> list[Damage]:
         """Read every object and hold it against its commit record or digest; return what is damaged."""
@@ -454,91 +366,14 @@ class Store:
                 self.location.remove(Commit.key_of(range_))
         self.refresh()
 
-    def info(self) -> dict[str, Any]:
-        """What ``sonde info`` prints, ready for JSON."""
-        return {
-            "store": str(self.location),
-            "samples": self.n_samples,
-            "skipped": len(self.skipped),
-            "ranges": {
-                "committed": len(self.commits),
-                "planned": len(self.ranges),
-                "size": self.schema.range_size,
-            },
-            "arrays": {
-                a.name: {"layers": list(a.layers), "hidden": a.hidden, "dtype": self.schema.dtype} for a in self.arrays
-            },
-            "codec": self.schema.codec,
-            "parts": [part.n_samples for part in self.schema.parts],
-            "labels": {name: self.labels(name).kind for name in self.label_names},
-            "bytes": sum(commit.nbytes for commit in self.commits.values()),
-            "nonfinite": sum(a.nonfinite for c in self.commits.values() for a in c.arrays.values()),
-            "model": dict(self.schema.model),
-            "data": dict(self.schema.data),
-            "capture": dict(self.schema.capture),
-            "versions": dict(self.schema.versions),
-        }
-
-    def throughput(self) -> dict[str, float]:
-        """Rates of the longest run that wrote to this store: samples, tokens and bytes per second, where logged."""
-        runs = []
-        for name in self.location.list("log"):
-            try:
-                run = json.loads(self.location.read(f"log/{name}"))
-                runs.append({key: float(run[key]) for key in ("seconds", "samples", "tokens", "nbytes")})
-            except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue
-        longest = max((run for run in runs if run["seconds"] > 0), key=lambda run: run["samples"], default=None)
-        if longest is None:
-            return {}
-        rates = {"samples_per_s": "samples", "tokens_per_s": "tokens", "bytes_per_s": "nbytes"}
-        return {rate: longest[count] / longest["seconds"] for rate, count in rates.items()}
-
     # Views for others
 
-    def dask_array(self, site: str, tokens: str, *, dtype: DTypeLike | None = None) -> dask.array.Array:
-        """One array ``[layer, sample, hidden]`` for dask, read block by block: see `sonde.store.views.dask_array`."""
-        from .views import dask_array
-
-        return dask_array(self, site, tokens, dtype=dtype)
-
-    def to_xarray(self, *, dtype: DTypeLike | None = None) -> xarray.DataTree:
-        """All arrays, coordinates and labels as a lazy tree of xarray: see `sonde.store.views.to_xarray`."""
-        from .views import to_xarray
-
-        return to_xarray(self, dtype=dtype)
-
-    def torch_dataset(
-        self,
-        layer: int,
-        *,
-        site: str | None = None,
-        tokens: str | None = None,
-        labels: str | None = None,
-        iterable: bool = False,
-        shuffle: bool = True,
-        seed: int = 0,
-        dtype: torch.dtype | str | None = None,
-    ) -> LayerRows | LayerStream:
-        """One layer as a torch ``Dataset``, or ``IterableDataset``: see `sonde.store.datasets.torch_dataset`."""
-        from .datasets import torch_dataset
-
-        return torch_dataset(
-            self,
-            layer,
-            site=site,
-            tokens=tokens,
-            labels=labels,
-            iterable=iterable,
-            shuffle=shuffle,
-            seed=seed,
-            dtype=dtype,
-        )
-
-    def _repr_html_(self) -> str:
-        from .notebook import card
-
-        return card(self)
+    info = describe
+    throughput = rates
+    dask_array = dask_array
+    to_xarray = to_xarray
+    torch_dataset = torch_dataset
+    _repr_html_ = card
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.commits)} of {len(self.ranges)} ranges"
@@ -551,13 +386,3 @@ class Store:
 def open_store(url: str | os.PathLike[str]) -> Store:
     """Open a store; the same as `Store.open`."""
     return Store.open(url)
-
-
-def ensure_vacant(location: Location) -> None:
-    """Raise StoreError if a store, or something else than the remains of a creation, is at this place."""
-    if location.exists("zarr.json"):
-        raise StoreError(f"{location} exists already; go on with it by --resume, or choose another --out")
-    if isinstance(location, Directory) and location.root.exists() and not location.root.is_dir():
-        raise StoreError(f"{location} is a file; choose another --out")
-    if not all(metadata.is_remnant(key) for key in location.walk()):
-        raise StoreError(f"{location} exists and is not a store; choose another --out")

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,15 @@ class ArraySource:
 
     Attributes
     ----------
+    open
+        What opens the store: ``Store.open``.
     url, site, tokens
         Which array of which store.
     identity
         Digest of what the array is made of; appending to the store does not change it.
     """
 
+    open: Callable[[str], Store]
     url: str
     site: str
     tokens: str
@@ -49,7 +52,7 @@ class ArraySource:
     @classmethod
     def of(cls, store: Store, spec: ArraySpec) -> ArraySource:
         """The source of an array of an open store."""
-        return cls(str(store.location), spec.site, spec.tokens, _identity(store, spec))
+        return cls(type(store).open, str(store.location), spec.site, spec.tokens, _identity(store, spec))
 
     def read(self, layer: int, index: int) -> NDArray[Any]:
         """Read one range of one layer, ``[len(range), hidden]``; each process opens the store once.
@@ -69,7 +72,7 @@ class ArraySource:
             return self._read(layer, index)
 
     def _read(self, layer: int, index: int) -> NDArray[Any]:
-        store = _open(self.url, os.getpid())
+        store = _open(self.open, self.url, os.getpid())
         if _identity(store, store.array(self.site, self.tokens)) != self.identity:
             raise StoreError(
                 f"{self.url} is not the store that this view was made of: open it and make the view of it again"
@@ -78,11 +81,9 @@ class ArraySource:
 
 
 @functools.lru_cache(_OPEN_STORES)
-def _open(url: str, pid: int) -> Store:
+def _open(opener: Callable[[str], Store], url: str, pid: int) -> Store:
     # By process: connections and locks do not survive a fork.
-    from .store import Store
-
-    return Store.open(url)
+    return opener(url)
 
 
 def _identity(store: Store, spec: ArraySpec) -> str:
