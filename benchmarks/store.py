@@ -48,7 +48,8 @@ from sonde.store import ArrayCommit, ArraySpec, Commit, Layer, Schema, Store, bf
 from sonde.store.chunks import Chunk
 
 from .result import Owed, conclude, interleave
-from .store_peers import FLOORS, PEERS, SAMPLES, SITE, TOKENS, Array, Peer, Sonde, shape_of
+from .store_libraries import PEERS
+from .store_peers import FLOORS, SAMPLES, SITE, TOKENS, Array, Peer, Sonde, shape_of
 from .store_tokens import TOKEN_PEERS, TokenPeer
 
 Row: TypeAlias = dict[str, Any]
