@@ -20,9 +20,7 @@ by layer: dimensions that stand out make int8's one scale per vector coarse for 
 
 from __future__ import annotations
 
-import argparse
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ from sonde.probes import UnconvergedWarning
 from sonde.store import DTYPES, ArraySpec, Labels, Schema, Store, as_float32
 from sonde.store.codecs import CODECS
 
-from .result import Owed, conclude, interleave
+from .result import Owed, conclude, interleave, launch
 
 SITE, TOKENS = "resid_post", "mean"
 SOLVERS = ("ridge", "logistic")
@@ -235,9 +233,4 @@ def main(folder: Path, *, fast: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="fewer samples: under a minute")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder if left out")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
-        main(Path(place), fast=arguments.fast)
+    launch(__doc__, lambda folder, size: main(folder, fast=size == "fast"), {"fast": "fewer samples: under a minute"})

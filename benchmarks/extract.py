@@ -15,12 +15,10 @@ threads, to one folder. The shapes are GPT-2-small's and, smaller, LLaVA's on te
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ from sonde.engine.sample import Dataset
 from sonde.engine.session import Session
 from sonde.store import Store, as_float32, locate, plan_ranges
 
-from .result import Owed, conclude, interleave
+from .result import Owed, conclude, interleave, launch
 
 _TOKEN_BUDGET = 4096
 _WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst"]
@@ -197,9 +195,8 @@ def write_model(folder: Path, *, fast: bool) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="a smaller model and fewer prompts: under a minute")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder if left out")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
-        main(Path(place), fast=arguments.fast)
+    launch(
+        __doc__,
+        lambda folder, size: main(folder, fast=size == "fast"),
+        {"fast": "a smaller model and fewer prompts: under a minute"},
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,29 @@ def interleave(
             if counted:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def launch(doc: str | None, main: Callable[[Path, str], None], sizes: Mapping[str, str]) -> None:
+    """Read the command line and run a benchmark.
+
+    Parameters
+    ----------
+    doc
+        What ``--help`` says.
+    main
+        Called with an empty folder and the size: one of ``sizes``, or ``full``.
+    sizes
+        Name of each smaller size, an option ``--name``, and what it is for.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    smaller = parser.add_mutually_exclusive_group()
+    for name, help_ in sizes.items():
+        smaller.add_argument(f"--{name}", dest="size", action="store_const", const=name, help=help_)
+    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder if left out")
+    parser.set_defaults(size="full")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
+        main(Path(place), arguments.size)
 
 
 def conclude(

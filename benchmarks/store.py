@@ -29,11 +29,9 @@ never looks at them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import tempfile
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +45,7 @@ from numpy.typing import NDArray
 from sonde.store import ArrayCommit, ArraySpec, Commit, Layer, Schema, Store, bfloat16
 from sonde.store.chunks import Chunk
 
-from .result import Owed, conclude, interleave
+from .result import Owed, conclude, interleave, launch
 from .store_libraries import PEERS
 from .store_peers import FLOORS, SAMPLES, SITE, TOKENS, Array, Peer, Sonde, shape_of
 from .store_tokens import TOKEN_PEERS, TokenPeer
@@ -390,11 +388,5 @@ def file_system(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--fast", action="store_true", help="smaller arrays: less than a minute")
-    sizes.add_argument("--tiny", action="store_true", help="only whether it runs: its numbers mean nothing")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder if left out")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        main(Path(temporary), TINY if arguments.tiny else FAST if arguments.fast else FULL)
+    sizes = {"fast": "smaller arrays: less than a minute", "tiny": "only whether it runs: its numbers mean nothing"}
+    launch(__doc__, lambda folder, size: main(folder, {"full": FULL, "fast": FAST, "tiny": TINY}[size]), sizes)

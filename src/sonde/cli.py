@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_store import Json, StorePath, show
+from .cli_store import app as store_commands
 from .errors import SondeError
-from .store_commands import Json, StorePath, show
-from .store_commands import app as store_commands
 from .terminal import (
     console,
     counting_progress,
