@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ import numpy as np
 from sonde.errors import InputError
 from sonde.store import Range, plan_ranges
 
-from .batches import collate, plan_batches
+from .batches import collate
 from .config import ExtractConfig
 from .dataset import load_dataset
 from .destination import plan_schema
 from .inputs import Encoded
-from .pipeline import WINDOW_BYTES
+from .pipeline import WINDOW_BYTES, Work, work_of
 from .run import default_token_budget
 from .sample import Dataset, Sample
 from .session import Session
@@ -138,27 +138,18 @@ def _some(ranges: Sequence[Range]) -> list[Range]:
 
 def _read(
     ranges: Sequence[Range], dataset: Dataset, session: Session, budget: int
-) -> tuple[list[Encoded], list[str], list[list[Encoded]]]:
-    encoded: list[Encoded] = []
+) -> tuple[list[Encoded], list[str], list[Sequence[Encoded]]]:
+    """Prepare the samples of some ranges, as the run would: all of them, why some cannot be used, and the batches."""
     errors: list[str] = []
-    batches: list[list[Encoded]] = []
-    for range_ in ranges:
-        here: list[Encoded] = []
-        for row in range(range_.start, range_.stop):
-            try:
-                here.append(session.encoder(row, dataset.samples[row]))
-            except InputError as error:
-                errors.append(str(error))
-        kinds: dict[tuple[Hashable, ...], list[Encoded]] = {}
-        for sample in here:
-            kinds.setdefault(sample.kind, []).append(sample)
-        for samples in kinds.values():
-            planned = plan_batches([sample.length for sample in samples], budget)
-            batches += [[samples[i] for i in batch] for batch in planned]
-        encoded += here
-    if not encoded:
+    batches: list[Sequence[Encoded]] = []
+    for item in work_of(ranges, dataset, 0, session.encoder, budget, fail=False):
+        if isinstance(item, Work):
+            batches.append(item.samples)
+        else:
+            errors += item.skipped.values()
+    if not batches:
         raise InputError(f"none of {len(errors)} samples that were read can be used: {errors[0]}")
-    return encoded, errors, batches
+    return [sample for batch in batches for sample in batch], errors, batches
 
 
 def _try(session: Session, batches: Sequence[Sequence[Encoded]]) -> tuple[float, int]:

@@ -17,8 +17,6 @@ from .location import Location
 from .schema import SCHEMA_VERSION, Schema
 from .store import Store
 
-_IN_FLIGHT = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Copied:
@@ -122,7 +120,7 @@ def _copy_range(source: Store, schema: Schema, commit: Commit, place: Location) 
         chunk, name = item
         copy_chunk(source.location, chunk, place, f"range {commit.range.index} of {name} ({chunk.key})")
 
-    for _ in in_flight(copy, chunks, _IN_FLIGHT):
+    for _ in in_flight(copy, chunks, max(source.location.in_flight, place.in_flight)):
         pass
     place.sync(sorted(folders))
     commit.publish(place)

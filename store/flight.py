@@ -12,10 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-IN_FLIGHT = 4
 
-
-def in_flight(read: Callable[[T], R], places: Sequence[T], limit: int = IN_FLIGHT) -> Iterator[R]:
+def in_flight(read: Callable[[T], R], places: Sequence[T], limit: int) -> Iterator[R]:
     """Map ``read`` over ``places`` on threads and yield the results in order, at most ``limit`` ahead of the caller."""
     if len(places) < 2:
         yield from map(read, places)
@@ -34,7 +32,7 @@ def in_flight(read: Callable[[T], R], places: Sequence[T], limit: int = IN_FLIGH
                 future.cancel()
 
 
-def share(work: Callable[[Iterator[T]], object], places: Sequence[T], limit: int = IN_FLIGHT) -> None:
+def share(work: Callable[[Iterator[T]], object], places: Sequence[T], limit: int) -> None:
     """Let threads, the caller's among them, draw from one iterator over ``places``, in no order, until none is left.
 
     Cheaper than `in_flight` where the results need not be waited for one by one: a read from the page cache takes no

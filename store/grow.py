@@ -12,10 +12,9 @@ from sonde.errors import InputError, StoreError
 from . import metadata
 from .columns import check_columns
 from .commit import Commit
-from .flight import IN_FLIGHT
 from .pooling import check_pooling, pool
 from .schema import ALL, SCHEMA_VERSION, ArraySpec, Part
-from .writer import RangeWriter
+from .writer import WRITERS, RangeWriter
 
 if TYPE_CHECKING:
     from .store import Store
@@ -122,7 +121,7 @@ def pool_tokens(store: Store, tokens: str, *, sites: Sequence[str] | None = None
 
 def _pool_range(store: Store, writer: RangeWriter, commit: Commit, new: Sequence[ArraySpec]) -> None:
     arrays = dict(commit.arrays)
-    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+    with ThreadPoolExecutor(WRITERS) as threads:
         for spec in new:
             buffer = writer.empty(spec)
             for row, layer in enumerate(spec.layers):

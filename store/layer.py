@@ -12,7 +12,7 @@ from sonde.errors import InputError
 
 from .chunks import read_chunk, room
 from .dtype import as_numpy, as_torch
-from .flight import in_flight, share
+from .flight import share
 from .quantize import dequantize
 from .ranges import Range
 from .reader import LayerReader
@@ -38,9 +38,7 @@ class Layer(LayerReader):
         return self._schema.n_samples, self.spec.hidden
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        for range_, x in zip(
-            self._committed, in_flight(self._read, self._committed, self._location.in_flight), strict=True
-        ):
+        for range_, x in zip(self._committed, self._ahead(self._read, self._committed), strict=True):
             yield range_.rows, x
 
     def range(self, index: int) -> NDArray[Any]:

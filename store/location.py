@@ -20,7 +20,7 @@ class Location(ABC):
     OSError where the medium fails. ``str(location)`` is the URL or path that `locate` resolves to it again.
     """
 
-    in_flight: int = 8
+    in_flight: int = 16
     """Reads at a time that are worth it: a network has room for more than a page cache."""
 
     @property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +12,13 @@ from sonde.errors import InputError, StoreError
 
 from .codecs import CODECS
 from .commit import ArrayCommit, Commit
+from .flight import in_flight
 from .location import Location
 from .ranges import Range
 from .schema import ArraySpec, Schema
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class LayerReader:
@@ -52,6 +56,10 @@ class LayerReader:
     @property
     def _committed(self) -> list[Range]:
         return [range_ for range_ in self._ranges if range_.index in self._commits]
+
+    def _ahead(self, read: Callable[[T], R], places: Sequence[T]) -> Iterator[R]:
+        """Read places in order, some ahead of the caller."""
+        return in_flight(read, places, self._location.in_flight)
 
     def _range(self, index: int) -> Range:
         if not 0 <= index < len(self._ranges):

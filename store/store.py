@@ -31,8 +31,6 @@ from .verify import Damage, find_damage, restore
 from .views import dask_array, to_xarray
 from .writer import RangeWriter
 
-_RECORDS_IN_FLIGHT = 16
-
 
 class Store:
     """Activations of a model over a data set, in a Zarr v3 group.
@@ -127,7 +125,7 @@ class Store:
             for range_ in mine:
                 found[range_.index] = self._read_commit(range_)
 
-        share(read, present, _RECORDS_IN_FLIGHT)
+        share(read, present, self.location.in_flight)
         records = sorted(found.items())
         self.commits = {index: record for index, record in records if isinstance(record, Commit)}
         self.damaged_records = {index: error for index, error in records if isinstance(error, CorruptStoreError)}

@@ -14,7 +14,7 @@ from sonde.errors import CorruptStoreError
 
 from .chunks import read_chunk, room
 from .commit import TokenCommit
-from .flight import in_flight, share
+from .flight import share
 from .quantize import dequantize
 from .ranges import Range
 from .reader import LayerReader
@@ -67,7 +67,7 @@ class TokenLayer(LayerReader):
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sample, int64 ``[sample]``; 0 where it was skipped or its range is not committed."""
         lengths = np.zeros(len(self), dtype=np.int64)
-        for range_, offsets in zip(self._committed, in_flight(self._offsets, self._committed), strict=True):
+        for range_, offsets in zip(self._committed, self._ahead(self._offsets, self._committed), strict=True):
             lengths[range_.rows] = np.diff(offsets)
         return lengths
 
@@ -137,7 +137,7 @@ class TokenLayer(LayerReader):
             for place, span in spans.items():
                 out[place] = room((span.stop - span.start, self.spec.hidden), dtype=self.dtype)
             touched = sorted({c for span in spans.values() for c in range(span.start // size, -(-span.stop // size))})
-            for c, x in zip(touched, in_flight(partial(self._chunk, range_), touched), strict=True):
+            for c, x in zip(touched, self._ahead(partial(self._chunk, range_), touched), strict=True):
                 for place, span in spans.items():
                     low, high = max(span.start, c * size), min(span.stop, (c + 1) * size)
                     if low < high:

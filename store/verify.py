@@ -97,7 +97,7 @@ def _of_range(store: Store, commit: Commit) -> Iterator[str]:
             return str(error)
         return None
 
-    yield from (error for error in in_flight(check, parts) if error is not None)
+    yield from (error for error in in_flight(check, parts, store.location.in_flight) if error is not None)
 
 
 _INDEX = ("offsets", "token_ids", "modality")

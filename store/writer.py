@@ -24,7 +24,7 @@ from .schema import ALL, ArraySpec, Schema
 from .token_buffer import TokenBuffer
 
 # Waiting for one disk takes no processor: a few writers keep its queue filled.
-_WRITERS = 4
+WRITERS = 4
 
 
 class RangeWriter:
@@ -91,7 +91,7 @@ class RangeWriter:
         self._check(range_, buffers, skipped)
         arranged = {name: b.arrange(range_, skipped) for name, b in buffers.items() if isinstance(b, TokenBuffer)}
         arrays = {}
-        with ThreadPoolExecutor(_WRITERS) as pool:
+        with ThreadPoolExecutor(WRITERS) as pool:
             for spec in self._schema.arrays:
                 if spec.ragged:
                     arrays[spec.name] = self._write_tokens(pool, spec, range_, arranged[spec.name])

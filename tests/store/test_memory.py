@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from sonde.store import ArraySpec, Layer
-from sonde.store.flight import IN_FLIGHT
+from sonde.store import ArraySpec, Directory, Layer
 
 N_SAMPLES, RANGE_SIZE, HIDDEN = 3100, 200, 512
 LAYER_BYTES, CHUNK_BYTES = N_SAMPLES * HIDDEN * 2, RANGE_SIZE * HIDDEN * 2
@@ -51,12 +50,12 @@ def test_a_whole_layer_takes_one_layer_and_none_into_a_buffer_of_the_caller(laye
 def test_iteration_takes_a_few_chunks_and_a_range_takes_one(layer: Layer) -> None:
     assert CHUNK_BYTES <= peak(lambda: layer.range(3)) <= 1.25 * CHUNK_BYTES
     # Besides what is in flight, the caller still holds the last chunk.
-    assert peak(lambda: last_of(layer)) <= (IN_FLIGHT + 1.25) * CHUNK_BYTES
+    assert peak(lambda: last_of(layer)) <= (Directory.in_flight + 1.25) * CHUNK_BYTES
 
 
 def test_rows_take_their_own_size_and_a_few_chunks(layer: Layer) -> None:
     wanted = list(range(0, N_SAMPLES, 50))
-    assert peak(lambda: layer.rows(wanted)) <= len(wanted) * HIDDEN * 2 + (IN_FLIGHT + 1.25) * CHUNK_BYTES
+    assert peak(lambda: layer.rows(wanted)) <= len(wanted) * HIDDEN * 2 + (Directory.in_flight + 1.25) * CHUNK_BYTES
 
 
 def test_looking_at_a_store_reads_no_activations(layer: Layer, tmp_path: Path) -> None:
