@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sonde.errors import InputError, StoreError
 
+from .contents import Contents
 from .dtype import as_torch
 from .views import ArraySource, pooled_arrays, require_complete
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from .labels import Labels
     from .schema import ArraySpec
-    from .store import Store
 
 # Chunks, of up to 16 MiB, that stay in memory.
 _CACHED_CHUNKS = 4
@@ -31,7 +31,7 @@ _MAX_WORKERS = 1024
 
 
 def torch_dataset(
-    store: Store,
+    store: Contents,
     layer: int,
     *,
     site: str | None = None,
@@ -260,7 +260,7 @@ def _rebuild(dataset: Any, arguments: tuple[Any, ...]) -> Any:
     return _of_torch(dataset)(*arguments)
 
 
-def _choose(store: Store, site: str | None, tokens: str | None) -> ArraySpec:
+def _choose(store: Contents, site: str | None, tokens: str | None) -> ArraySpec:
     if site is not None and tokens is not None:
         return store.array(site, tokens)
     there = pooled_arrays(store)

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from sonde.errors import InputError, StoreError
 
 from . import metadata
 from .columns import check_columns
 from .commit import Commit
+from .contents import Contents
 from .pooling import check_pooling, pool
 from .schema import ALL, SCHEMA_VERSION, ArraySpec, Part
 from .writer import WRITERS, RangeWriter
 
-if TYPE_CHECKING:
-    from .store import Store
 
-
-def append_samples(store: Store, columns: Mapping[str, Sequence[str]], *, fingerprint: str = "") -> range:
+def append_samples(store: Contents, columns: Mapping[str, Sequence[str]], *, fingerprint: str = "") -> range:
     """Make room for more samples, in ranges of their own behind those that are there.
 
     Who reads the earlier samples goes on undisturbed. It is for the caller to hold ``store.location.lock()``, and
@@ -71,7 +68,7 @@ def append_samples(store: Store, columns: Mapping[str, Sequence[str]], *, finger
     return range(schema.n_samples, store.n_samples)
 
 
-def pool_tokens(store: Store, tokens: str, *, sites: Sequence[str] | None = None) -> tuple[ArraySpec, ...]:
+def pool_tokens(store: Contents, tokens: str, *, sites: Sequence[str] | None = None) -> tuple[ArraySpec, ...]:
     """Make an array of one row per sample out of all tokens, without the model.
 
     The mean and the maximum are taken in float32. Ranges that are extracted later fill the array as well.
@@ -119,7 +116,7 @@ def pool_tokens(store: Store, tokens: str, *, sites: Sequence[str] | None = None
     return new
 
 
-def _pool_range(store: Store, writer: RangeWriter, commit: Commit, new: Sequence[ArraySpec]) -> None:
+def _pool_range(store: Contents, writer: RangeWriter, commit: Commit, new: Sequence[ArraySpec]) -> None:
     arrays = dict(commit.arrays)
     with ThreadPoolExecutor(WRITERS) as threads:
         for spec in new:

@@ -10,7 +10,8 @@ from sonde.errors import StoreError
 
 if TYPE_CHECKING:
     from .schema import ArraySpec
-    from .store import Store
+
+from .contents import Contents
 
 _STYLE = """<style>
 .sonde-store, .sonde-store table, .sonde-store tr, .sonde-store pre {color: inherit; background: none}
@@ -22,7 +23,7 @@ _STYLE = """<style>
 </style>"""
 
 
-def card(store: Store) -> str:
+def card(store: Contents) -> str:
     """A self-contained HTML fragment: where the store lies, what it holds, where that came from, and how to open it.
 
     No script and nothing from a network; colours are those of the page around it. All that the store says of itself is
@@ -55,7 +56,7 @@ def card(store: Store) -> str:
     )
 
 
-def opening_line(store: Store) -> str:
+def opening_line(store: Contents) -> str:
     """One line of Python that opens an array of the store: in xarray, or, of all tokens, one layer."""
     opened = f"import sonde; sonde.open({str(store.location)!r})"
     for spec in store.arrays:
@@ -64,26 +65,26 @@ def opening_line(store: Store) -> str:
     return f"{opened}.tokens({store.arrays[0].site!r}, {store.arrays[0].layers[0]})"
 
 
-def _opening(store: Store) -> str:
+def _opening(store: Contents) -> str:
     if not store.complete:
         return "<div>Finish it with <code>sonde extract --resume</code>.</div>"
     return f"<pre><code>{escape(opening_line(store))}</code></pre>"
 
 
-def _provenance(store: Store) -> dict[str, Any]:
+def _provenance(store: Contents) -> dict[str, Any]:
     known = {("model" if key == "name" else key): value for key, value in store.schema.model.items()}
     data = store.schema.data.get("fingerprint")
     return {key: value for key, value in known.items() if value is not None} | ({"data": data} if data else {})
 
 
-def _kind(store: Store, name: str) -> str:
+def _kind(store: Contents, name: str) -> str:
     try:
         return store.labels(name).kind
     except (StoreError, OSError):
         return "cannot be read"
 
 
-def _nbytes(store: Store, spec: ArraySpec) -> int:
+def _nbytes(store: Contents, spec: ArraySpec) -> int:
     return sum(
         chunk.nbytes
         for commit in store.commits.values()

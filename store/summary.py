@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .store import Store
+from .contents import Contents
 
 
-def describe(store: Store) -> dict[str, Any]:
+def describe(store: Contents) -> dict[str, Any]:
     """What ``sonde info`` prints, ready for JSON."""
     return {
         "store": str(store.location),
@@ -35,7 +34,7 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
-def rates(store: Store) -> dict[str, float]:
+def rates(store: Contents) -> dict[str, float]:
     """Rates of the longest run that wrote to this store: samples, tokens and bytes per second, where logged."""
     runs = []
     for name in store.location.list("log"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +13,9 @@ from sonde.errors import CorruptStoreError
 from . import metadata
 from .chunks import Chunk, check_chunk
 from .commit import Commit
+from .contents import Contents
 from .flight import in_flight
 from .ranges import Range
-
-if TYPE_CHECKING:
-    from .store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class Damage:
     errors: tuple[str, ...]
 
 
-def find_damage(store: Store) -> list[Damage]:
+def find_damage(store: Contents) -> list[Damage]:
     """Read every object that a store's commits name, its metadata, columns and labels; return what is damaged."""
     found = [Damage(None, (error,)) for error in _outside_ranges(store)]
     for range_ in store.ranges:
@@ -50,7 +47,7 @@ def find_damage(store: Store) -> list[Damage]:
     return found
 
 
-def restore(store: Store) -> list[Damage]:
+def restore(store: Contents) -> list[Damage]:
     """Write the metadata of the arrays anew where it is damaged; return what is damaged still, outside of ranges."""
     columns, _ = _columns(store)
     if columns is not None and metadata.damage(store.location, store.schema, columns["id"]):
@@ -58,14 +55,14 @@ def restore(store: Store) -> list[Damage]:
     return [Damage(None, (error,)) for error in _outside_ranges(store)]
 
 
-def _columns(store: Store) -> tuple[dict[str, NDArray[np.str_]] | None, list[str]]:
+def _columns(store: Contents) -> tuple[dict[str, NDArray[np.str_]] | None, list[str]]:
     try:
         return store.columns, []
     except CorruptStoreError as error:
         return None, [str(error)]
 
 
-def _outside_ranges(store: Store) -> Iterator[str]:
+def _outside_ranges(store: Contents) -> Iterator[str]:
     columns, errors = _columns(store)
     yield from metadata.damage(store.location, store.schema, None if columns is None else columns["id"])
     yield from errors
@@ -76,7 +73,7 @@ def _outside_ranges(store: Store) -> Iterator[str]:
             yield str(error)
 
 
-def _of_range(store: Store, commit: Commit) -> Iterator[str]:
+def _of_range(store: Contents, commit: Commit) -> Iterator[str]:
     parts: list[tuple[Chunk, str]] = []
     for spec in store.arrays:
         array = commit.arrays[spec.name]

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sonde.errors import InputError, StoreError
 
+from .contents import Contents
 from .dtype import as_float32, bfloat16
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import xarray
 
     from .schema import ArraySpec
-    from .store import Store
 
 _FLOATS = tuple(np.dtype(dtype) for dtype in (bfloat16, np.float16, np.float32, np.float64))
 # Open stores of one process: tasks of one graph speak of one store, a notebook of few.
@@ -43,14 +43,14 @@ class ArraySource:
         Digest of what the array is made of; appending to the store does not change it.
     """
 
-    open: Callable[[str], Store]
+    open: Callable[[str], Contents]
     url: str
     site: str
     tokens: str
     identity: str
 
     @classmethod
-    def of(cls, store: Store, spec: ArraySpec) -> ArraySource:
+    def of(cls, store: Contents, spec: ArraySpec) -> ArraySource:
         """The source of an array of an open store."""
         return cls(type(store).open, str(store.location), spec.site, spec.tokens, _identity(store, spec))
 
@@ -81,23 +81,23 @@ class ArraySource:
 
 
 @functools.lru_cache(_OPEN_STORES)
-def _open(opener: Callable[[str], Store], url: str, pid: int) -> Store:
+def _open(opener: Callable[[str], Contents], url: str, pid: int) -> Contents:
     # By process: connections and locks do not survive a fork.
     return opener(url)
 
 
-def _identity(store: Store, spec: ArraySpec) -> str:
+def _identity(store: Contents, spec: ArraySpec) -> str:
     schema = store.schema
     content = (dict(schema.model), dict(schema.data), schema.dtype, spec.name, spec.layers, spec.hidden)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def pooled_arrays(store: Store) -> list[ArraySpec]:
+def pooled_arrays(store: Contents) -> list[ArraySpec]:
     """Arrays with one row per sample."""
     return [spec for spec in store.arrays if not spec.ragged]
 
 
-def require_complete(store: Store) -> None:
+def require_complete(store: Contents) -> None:
     """Raise StoreError if a range is not committed."""
     if not store.complete:
         raise StoreError(
@@ -106,7 +106,7 @@ def require_complete(store: Store) -> None:
         )
 
 
-def dask_array(store: Store, site: str, tokens: str, *, dtype: DTypeLike | None = None) -> dask.array.Array:
+def dask_array(store: Contents, site: str, tokens: str, *, dtype: DTypeLike | None = None) -> dask.array.Array:
     """One array as a lazy dask array ``[layer, sample, hidden]``; a block is one chunk of the store.
 
     Every block is checked against its commit as it is read. Tasks carry the store's URL, not its data, and may run in
@@ -167,7 +167,7 @@ def _float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
         raise InputError(f"dtype {dtype!r} is none of {names}: choose one of them") from error
 
 
-def to_xarray(store: Store, *, dtype: DTypeLike | None = None) -> xarray.DataTree:
+def to_xarray(store: Contents, *, dtype: DTypeLike | None = None) -> xarray.DataTree:
     """The store as a tree of xarray, in the store's own shape.
 
     ``tree["resid_post/last"]`` is a lazy DataArray ``(layer, sample, hidden)`` with the model's layer numbers, the
@@ -216,7 +216,7 @@ def to_xarray(store: Store, *, dtype: DTypeLike | None = None) -> xarray.DataTre
     return DataTree.from_dict(nodes)
 
 
-def _attributes(store: Store) -> dict[str, Any]:
+def _attributes(store: Contents) -> dict[str, Any]:
     """Plain text and numbers, which every file format takes."""
     model = {f"model_{key}": value for key, value in store.schema.model.items() if key != "name"}
     attributes = {"model": store.schema.model.get("name"), **model, "dtype": store.schema.dtype}
@@ -224,7 +224,7 @@ def _attributes(store: Store) -> dict[str, Any]:
     return {key: value if isinstance(value, int | float) else str(value) for key, value in attributes.items()}
 
 
-def _label_dataset(store: Store, samples: Mapping[str, Any]) -> xarray.Dataset:
+def _label_dataset(store: Contents, samples: Mapping[str, Any]) -> xarray.Dataset:
     from xarray import Dataset
 
     labels = [store.labels(name) for name in store.label_names if name != "sample"]
