@@ -163,8 +163,9 @@ def test_a_quantised_value_is_within_half_a_scale(x: np.ndarray[Any, Any]) -> No
     q, scale = quantize(x)
     out = np.empty_like(x)
     dequantize(q, scale, out)
-    # A scale that underflows loses its vector to zeros, whose error is below the smallest of normal numbers.
-    bound = np.abs(x).max(axis=-1).astype(np.float64) / 254 * (1 + 1e-6) + 2e-38
+    # Half a scale, and the float32 rounding of a value that lies halfway. A scale that underflows loses its vector to
+    # zeros, whose error is below the smallest of normal numbers.
+    bound = np.abs(x).max(axis=-1).astype(np.float64) * (1 / 254 + 2**-22) + 2e-38
     assert (np.abs(out.astype(np.float64) - x) <= bound[..., None]).all()
     assert (q.dtype, scale.dtype) == (np.int8, np.float32)
 
