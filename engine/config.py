@@ -87,6 +87,9 @@ class RunSection(_Section):
     out: str | None = Field(None, description="path or URL of the store: run.zarr, s3://bucket/run.zarr")
     token_budget: int | None = Field(None, ge=1, description="padded tokens per batch")
     range_size: int | None = Field(None, ge=1, description="samples per range; planned if left out")
+    shared_prefix: bool = Field(
+        True, description="compute what prompts about one image begin with once, where it can be"
+    )
     fsync: bool = Field(True, description="wait for the disk; off where fsync hurts, a power cut may cost ranges")
     on_error: Literal["fail", "skip"] = Field("fail", description="of a sample that cannot be read or is too long")
 
@@ -134,6 +137,10 @@ class ExtractConfig(_Section):
             return cls.model_validate(data)
         except ValidationError as error:
             raise InputError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+    def with_token_budget(self, token_budget: int | None) -> ExtractConfig:
+        """The same with a number of padded tokens for a batch."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"token_budget": token_budget})})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sonde.errors import InputError
 from sonde.store import Labels, Store, locate
 
+from .calibrate import find_token_budget
 from .config import ExtractConfig
 from .dataset import load_dataset
 from .destination import mode_of, open_destination, plan_schema
@@ -94,9 +95,15 @@ def extract(
         session = Session.open(config)
         hooks = stack.enter_context(ExitStack())
         hooks.callback(session.close)
+        if mode == "new" and config.run.token_budget is None:
+            # Found once and kept in the store: other batches would be other roundings.
+            range_size = plan_schema(config, dataset, session).range_size
+            config = config.with_token_budget(find_token_budget(dataset, range_size, session))
         schema = plan_schema(config, dataset, session)
         stack.enter_context(location.lock())
         destination = open_destination(location, mode, config, dataset, schema)
+        if config.run.token_budget is None:
+            config = config.with_token_budget(destination.store.schema.config.get("run", {}).get("token_budget"))
         store, missing, device = destination.store, destination.missing, session.model.device
         progress = Progress(sum(len(range_) for range_ in missing))
         if missing:

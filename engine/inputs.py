@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from sonde.errors import InputError
@@ -40,6 +41,8 @@ class Encoded:
         bool ``[position]``: which positions stand for image content.
     vision_rows
         How many rows of the vision tower's input are the sample's; 0 if there are none, or it cannot be told.
+    marks
+        Selector -> bool ``[position]``: the positions of a span or a region.
     """
 
     row: int
@@ -47,6 +50,13 @@ class Encoded:
     other: Mapping[str, torch.Tensor]
     image: torch.Tensor
     vision_rows: int = 0
+    marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def last_image(self) -> int:
+        """The last position that stands for image content; -1 if there is none."""
+        positions = self.image.nonzero()
+        return int(positions[-1]) if len(positions) else -1
 
     @property
     def length(self) -> int:
@@ -66,6 +76,46 @@ class Encoded:
     def nbytes(self) -> int:
         """Host memory that it takes."""
         return sum(t.nbytes for group in (self.sequence, self.other) for t in group.values())
+
+    def sharing(self, first: Encoded) -> Encoded:
+        """The same with another sample's tensors where all that is not along the positions is alike."""
+        mine, its = self.other, first.other
+        alike = mine.keys() == its.keys() and all(
+            x is its[name] or (x.shape == its[name].shape and x.equal(its[name])) for name, x in mine.items()
+        )
+        return replace(self, other=its) if alike else self
+
+
+class _Pictures:
+    """The images of samples that have the same ones: opened and processed once."""
+
+    def __init__(self, sample: Sample, processor: Any, *, once: bool) -> None:
+        self._paths = sample.images
+        self.processor = processor
+        if once and self._paths and hasattr(processor, "image_processor"):
+            self.processor = copy.copy(processor)
+            self.processor.image_processor = _Remembering(processor.image_processor)
+
+    @cached_property
+    def images(self) -> list[Image]:
+        return [open_image(path) for path in self._paths]
+
+
+class _Remembering:
+    """An image processor that is always asked the same, and answers what it did at first."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._answer: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._answer is None:
+            self._answer = self._processor(*args, **kwargs)
+        # Some processors take things out of the answer.
+        return copy.copy(self._answer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
 
 
 class Encoder:
@@ -142,13 +192,37 @@ class Encoder:
         InputError
             If an image cannot be read, the prompt is too long for the model, or it has no positions for a selector.
         """
+        return self._encode(row, sample, _Pictures(sample, self._processor, once=False))
+
+    def several(self, rows: Sequence[int], samples: Sequence[Sample]) -> list[Encoded | InputError]:
+        """Prepare samples that have the same images, or none: these are opened and processed once.
+
+        Returns
+        -------
+        list
+            For each sample what the model takes, or why it cannot be used. Tensors that are alike are the same object.
+        """
+        pictures = _Pictures(samples[0], self._processor, once=len(samples) > 1)
+        first: Encoded | None = None
+        results: list[Encoded | InputError] = []
+        for row, sample in zip(rows, samples, strict=True):
+            try:
+                encoded = self._encode(row, sample, pictures)
+            except InputError as error:
+                results.append(error)
+                continue
+            first = first or encoded
+            results.append(encoded.sharing(first))
+        return results
+
+    def _encode(self, row: int, sample: Sample, pictures: _Pictures) -> Encoded:
         try:
-            images = [open_image(path) for path in sample.images]
+            images = pictures.images
             if images and not self._takes_images:
                 raise InputError("it has an image, but the model takes text only")
             if len(images) > 1 and self._places_image:
                 raise InputError(f"it has {len(images)} images, but the model takes one to a prompt")
-            tensors = self._process(*self._render(sample), images)
+            tensors = self._process(*self._render(sample), images, pictures.processor)
             return self._check(row, tensors, bool(images))
         except InputError as error:
             raise InputError(f"sample {sample.id!r}: {error}") from error
@@ -193,13 +267,12 @@ class Encoder:
         except (ValueError, TypeError, LookupError, jinja2.TemplateError) as error:
             raise InputError(f"the model's chat template refuses its messages: {error}") from error
 
-    def _process(self, text: str, templated: bool, images: list[Image]) -> dict[str, torch.Tensor]:
+    def _process(self, text: str, templated: bool, images: list[Image], processor: Any) -> dict[str, torch.Tensor]:
         bos = self._tokenizer.bos_token
         options: dict[str, Any] = {"return_tensors": "pt"}
         # As transformers has it: a chat template says all of a text model's special tokens, and none is said twice.
         if (templated and not self._takes_images) or (bos and text.startswith(bos)):
             options["add_special_tokens"] = False
-        processor = self._processor
         if self._truncate and not images:
             processor = self._truncating
             options |= {"truncation": True, "max_length": self._truncate}

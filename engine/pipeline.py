@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,21 +11,25 @@ from dataclasses import dataclass
 from sonde.errors import InputError
 from sonde.store import Range
 
-from .batches import plan_batches
-from .inputs import Encoded, Encoder
-from .sample import Dataset
+from .batches import Batch, plan_batches
+from .inputs import Encoded
+from .packs import Pack, plan_packs
+from .sample import Dataset, Sample
+from .session import Session
+from .trace import UNTRACED, Trace
 
 # Prepared samples (pixels, above all) of one window; batches are planned inside a window.
 WINDOW_BYTES = 256 * 2**20
-_CHUNK = 64
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """Samples of a range to be run together."""
+    """Sequences of a range to be run together, and the batch that they make."""
 
     range: Range
-    samples: Sequence[Encoded]
+    packs: Sequence[Pack]
+    batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,14 @@ class Finished:
 
 
 def work_of(
-    ranges: Sequence[Range], dataset: Dataset, first: int, encoder: Encoder, token_budget: int, *, fail: bool
+    ranges: Sequence[Range],
+    dataset: Dataset,
+    first: int,
+    session: Session,
+    token_budget: int,
+    *,
+    fail: bool,
+    trace: Trace = UNTRACED,
 ) -> Iterator[Work | Finished]:
     """Prepare samples on threads and give them out in batches of similar length.
 
@@ -48,37 +60,66 @@ def work_of(
     InputError
         For the first sample that cannot be prepared, if ``fail`` is set.
     """
+
+    def encode(rows: Sequence[int]) -> list[Encoded | InputError]:
+        with trace.span("prepare", samples=len(rows)):
+            return session.encoder.several(rows, [dataset.samples[row - first] for row in rows])
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "sonde-encode") as pool:
         for range_ in ranges:
             skipped: dict[int, str] = {}
             window: list[Encoded] = []
-
-            def encode(row: int) -> Encoded | InputError:
-                try:
-                    return encoder(row, dataset.samples[row - first])
-                except InputError as error:
-                    return error
-
-            for start in range(range_.start, range_.stop, _CHUNK):
-                rows = range(start, min(start + _CHUNK, range_.stop))
-                for row, result in zip(rows, pool.map(encode, rows), strict=True):
-                    if isinstance(result, Encoded):
-                        window.append(result)
-                    elif fail:
-                        raise result
-                    else:
-                        skipped[row] = str(result)
-                if sum(sample.nbytes for sample in window) >= WINDOW_BYTES:
-                    yield from _batches(range_, window, token_budget)
+            for groups in _some(_by_images(range_, dataset.samples, first)):
+                for rows, results in zip(groups, pool.map(encode, groups), strict=True):
+                    for row, result in zip(rows, results, strict=True):
+                        if isinstance(result, Encoded):
+                            window.append(result)
+                        elif fail:
+                            raise result
+                        else:
+                            skipped[row] = str(result)
+                if _nbytes(window) >= WINDOW_BYTES:
+                    yield from _batches(range_, window, session, token_budget, trace)
                     window = []
-            yield from _batches(range_, window, token_budget)
+            yield from _batches(range_, window, session, token_budget, trace)
             yield Finished(range_, skipped)
 
 
-def _batches(range_: Range, window: Sequence[Encoded], token_budget: int) -> Iterator[Work]:
+def _by_images(range_: Range, samples: Sequence[Sample], first: int) -> Iterator[list[int]]:
+    """Rows that follow each other and have the same images; one by one where there are none."""
+    rows = range(range_.start, range_.stop)
+    for _, group in itertools.groupby(rows, key=lambda row: samples[row - first].images or row):
+        yield list(group)
+
+
+def _some(groups: Iterator[list[int]]) -> Iterator[list[list[int]]]:
+    """Groups together that have ``_AT_ONCE`` samples or more."""
+    together: list[list[int]] = []
+    for group in groups:
+        together.append(group)
+        if sum(map(len, together)) >= _AT_ONCE:
+            yield together
+            together = []
+    if together:
+        yield together
+
+
+def _nbytes(window: Sequence[Encoded]) -> int:
+    """Host memory of prepared samples; what several share counts once."""
+    tensors = {id(x): x.nbytes for sample in window for x in (*sample.sequence.values(), *sample.other.values())}
+    return sum(tensors.values())
+
+
+def _batches(
+    range_: Range, window: Sequence[Encoded], session: Session, token_budget: int, trace: Trace
+) -> Iterator[Work]:
     kinds: dict[tuple[Hashable, ...], list[Encoded]] = {}
     for sample in window:
         kinds.setdefault(sample.kind, []).append(sample)
     for samples in kinds.values():
-        for batch in plan_batches([sample.length for sample in samples], token_budget):
-            yield Work(range_, [samples[i] for i in batch])
+        packs = plan_packs(samples, session.sharing, token_budget)
+        for places in plan_batches([pack.length for pack in packs], token_budget):
+            together = [packs[i] for i in places]
+            with trace.span("collate", sequences=len(together)):
+                batch = session.collate(together)
+            yield Work(range_, together, batch)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from sonde.store import plan_ranges
 
-from sonde.errors import InputError
-from sonde.store import Range, plan_ranges
-
-from .batches import collate
+from .calibrate import find_token_budget, measure, read_excerpt
 from .config import ExtractConfig
 from .dataset import load_dataset
 from .destination import plan_schema
-from .inputs import Encoded
-from .pipeline import WINDOW_BYTES, Work, work_of
-from .run import default_token_budget
+from .pipeline import WINDOW_BYTES
 from .sample import Dataset, Sample
 from .session import Session
-
-_RANGES_READ = 4
-_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +32,10 @@ class Plan:
         Samples, among those read, that cannot be used; ``first_error`` says why of the first.
     tokens
         Estimated tokens of all samples.
+    sharing
+        Whether samples that begin alike share what they begin with, and if not why.
+    shared
+        Estimated share of the tokens that is not computed because another sample's prefix gives it, 0 to 1.
     padding
         Estimated share of padding among the positions that the model computes, 0 to 1.
     batches
@@ -62,6 +57,8 @@ class Plan:
     unusable: int
     first_error: str
     tokens: int
+    sharing: str
+    shared: float
     padding: float
     batches: int
     token_budget: int
@@ -94,84 +91,41 @@ def plan_extraction(
     session = Session.open(config)
     try:
         schema = plan_schema(config, dataset, session)
-        budget = config.run.token_budget or default_token_budget(session.model)
+        budget = config.run.token_budget or find_token_budget(dataset, schema.range_size, session)
         ranges = plan_ranges(len(dataset), schema.range_size)
-        encoded, errors, batches = _read(_some(ranges), dataset, session, budget)
-        share = len(dataset) / (len(encoded) + len(errors))
-        lengths = np.array([sample.length for sample in encoded])
-        computed = sum(len(batch) * max(sample.length for sample in batch) for batch in batches)
-        tokens_per_s, device_bytes = _try(session, batches)
-        tokens = round(float(lengths.sum()) * share)
+        excerpt = read_excerpt(dataset, schema.range_size, session, budget)
+        packs = [pack for batch in excerpt.batches for pack in batch]
+        filled = sum(pack.length for pack in packs)
+        computed = sum(len(batch) * max(pack.length for pack in batch) for batch in excerpt.batches)
+        apart = sum(sample.length for sample in excerpt.samples)
+        tokens_per_s, device_bytes = measure(session, excerpt.batches)
         itemsize = schema.storage_dtype.itemsize
         rows = len(ranges) * schema.range_size
         written = sum(
-            len(a.layers) * a.hidden * itemsize * (tokens if a.ragged else rows) for a in schema.arrays if not a.pooled
+            len(a.layers) * a.hidden * itemsize * (excerpt.tokens if a.ragged else rows)
+            for a in schema.arrays
+            if not a.pooled
         )
         parameters = sum(p.nbytes for p in session.model.module.parameters())
-        prepared = min(WINDOW_BYTES, round(sum(s.nbytes for s in encoded) * share))
+        prepared = min(WINDOW_BYTES, round(sum(s.nbytes for s in excerpt.samples) * excerpt.share))
         return Plan(
             samples=len(dataset),
             ranges=len(ranges),
             range_size=schema.range_size,
-            samples_read=len(encoded) + len(errors),
-            unusable=len(errors),
-            first_error=errors[0] if errors else "",
-            tokens=tokens,
-            padding=1 - float(lengths.sum()) / computed,
-            batches=round(len(batches) * share),
+            samples_read=len(excerpt.samples) + len(excerpt.errors),
+            unusable=len(excerpt.errors),
+            first_error=excerpt.errors[0] if excerpt.errors else "",
+            tokens=excerpt.tokens,
+            sharing=session.sharing_note,
+            shared=1 - filled / apart,
+            padding=1 - filled / computed,
+            batches=round(len(excerpt.batches) * excerpt.share),
             token_budget=budget,
             bytes_written=written,
             host_bytes=parameters * (session.model.device.type == "cpu") + prepared + 2 * written // len(ranges),
             device_bytes=device_bytes,
             tokens_per_s=tokens_per_s,
-            seconds=tokens / tokens_per_s,
+            seconds=excerpt.tokens / tokens_per_s,
         )
     finally:
         session.close()
-
-
-def _some(ranges: Sequence[Range]) -> list[Range]:
-    """A few ranges, evenly spaced."""
-    places = np.linspace(0, len(ranges) - 1, min(_RANGES_READ, len(ranges))).round().astype(int)
-    return [ranges[i] for i in np.unique(places)]
-
-
-def _read(
-    ranges: Sequence[Range], dataset: Dataset, session: Session, budget: int
-) -> tuple[list[Encoded], list[str], list[Sequence[Encoded]]]:
-    """Prepare the samples of some ranges, as the run would: all of them, why some cannot be used, and the batches."""
-    errors: list[str] = []
-    batches: list[Sequence[Encoded]] = []
-    for item in work_of(ranges, dataset, 0, session.encoder, budget, fail=False):
-        if isinstance(item, Work):
-            batches.append(item.samples)
-        else:
-            errors += item.skipped.values()
-    if not batches:
-        raise InputError(f"none of {len(errors)} samples that were read can be used: {errors[0]}")
-    return [sample for batch in batches for sample in batch], errors, batches
-
-
-def _try(session: Session, batches: Sequence[Sequence[Encoded]]) -> tuple[float, int]:
-    """Run batches for a few seconds, the largest first; return tokens per second and peak bytes of a GPU."""
-    import torch
-
-    cuda = session.model.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(session.model.device)
-    order = sorted(batches, key=lambda batch: -len(batch) * max(sample.length for sample in batch))
-    # The largest shows the memory and warms up; then batches from all over, as the run will meet them.
-    spread = [order[0], *(order[i] for i in np.random.default_rng(0).permutation(len(order)))]
-    tokens, seconds = 0, 0.0
-    for n, batch in enumerate(spread):
-        start = time.perf_counter()
-        states = session.run(collate(batch, session.encoder.pad_token_id))
-        for x in states.values():
-            x.to("cpu")
-        if n:
-            tokens += sum(sample.length for sample in batch)
-            seconds += time.perf_counter() - start
-        if seconds > _SECONDS:
-            break
-    peak = torch.cuda.max_memory_allocated(session.model.device) if cuda else 0
-    return tokens / seconds, peak

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sonde.errors import InputError, ModelError
 
+from .batches import Batch
 from .capture import CACHE, CONNECTOR, PARTS, VISION, Capture, Tap
 from .parts import ensure_parts, find_parts, first_tensor
+from .sharing import Reach, Sharing, added, mask_place
 from .structure import Blocks, text_side
-from .tokens import Selection
+from .tokens import Layout, Selection
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +21,22 @@ if TYPE_CHECKING:
 
 class _Stop(Exception):
     """Ends a forward pass that has given all that was asked of it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """What was kept of one batch, by site.
+
+    Attributes
+    ----------
+    reduced
+        ``[layer, sample, tokens, hidden]``, in the order of the capture's selectors that keep one vector a sample.
+    kept
+        ``[layer, token, hidden]`` of all samples end to end, where positions are kept one by one.
+    """
+
+    reduced: Mapping[str, torch.Tensor]
+    kept: Mapping[str, torch.Tensor]
 
 
 class Recorder:
@@ -35,6 +54,8 @@ class Recorder:
         Blocks of its vision tower, where they are wanted.
     example
         Keyword arguments for a short pass, needed to find the parts of the blocks.
+    sharing
+        How its attention is told of a shared prefix.
 
     Raises
     ------
@@ -49,15 +70,16 @@ class Recorder:
         capture: Capture,
         vision: Sequence[Any] = (),
         example: Mapping[str, torch.Tensor] | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._model = model
         self._text_model = text_side(model)
         self._capture = capture
         self._wanted = capture.taps
-        self._found: dict[Tap, dict[str, torch.Tensor]] = {}
-        self._selections: dict[str, Selection] | None = None
-        self._vision_rows: Sequence[int] = ()
-        self._batch_shape: tuple[int, ...] = ()
+        self._sharing = sharing
+        self._found: dict[Tap, dict[str, tuple[torch.Tensor, torch.Tensor | None]]] = {}
+        self._batch: Batch | None = None
+        self._masks: dict[Reach, torch.Tensor] = {}
         self._cache: Any = None
         self._after_last = False
         self._handles: list[Any] = []
@@ -67,6 +89,8 @@ class Recorder:
                 self._sites.setdefault(tap, []).append(site)
         try:
             self._hook_stream(blocks)
+            if sharing is not None:
+                self._hook_prefixes(blocks, sharing)
             self._hook_parts(blocks, example)
             for number, block in enumerate(vision):
                 if (VISION, number) in self._wanted:
@@ -123,73 +147,91 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
 
-    def run(
-        self,
-        inputs: dict[str, torch.Tensor],
-        valid: torch.Tensor,
-        image: torch.Tensor,
-        vision_rows: Sequence[int] = (),
-    ) -> dict[str, torch.Tensor]:
-        """Run the model once.
-
-        Parameters
-        ----------
-        inputs
-            Keyword arguments of the model, on its device.
-        valid, image
-            bool ``[batch, position]``: not padding; image content.
-        vision_rows
-            Rows that each sample has in what the vision tower works on: images, tiles or patches.
-
-        Returns
-        -------
-        dict
-            Site -> ``[layer, batch, tokens, hidden]`` on the model's device; where ``all`` is kept every position
-            follows the tokens.
+    def run(self, batch: Batch) -> States:
+        """Run the model once over a batch that is on its device.
 
         Raises
         ------
         ModelError
             If the pass did not come by every place.
+        InputError
+            If the layers of a site differ in length.
         """
         import torch
 
-        self._plan(valid, image)
-        self._batch_shape = tuple(valid.shape)
-        self._found, self._after_last, self._vision_rows = {}, False, vision_rows
-        model = self._model if "pixel_values" in inputs else self._text_model
+        self._batch, self._found, self._masks, self._after_last = batch, {}, {}, False
+        model = self._model if "pixel_values" in batch.inputs else self._text_model
         options: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}
         if any(site in CACHE for site in self._capture.sites):
             self._cache = self._new_cache()
             options = {"use_cache": True, "past_key_values": self._cache}
+        if batch.prefixed is not None and batch.prefixed.rope.dim() == 3 and model is self._model:
+            # Found here, they need not be worked out for one long sequence first.
+            options["position_ids"] = batch.prefixed.rope
         try:
             with torch.inference_mode():
-                model(**inputs, **options)
+                model(**batch.inputs, **options)
         except _Stop:
             pass
         finally:
-            self._selections = self._cache = None
+            self._batch = self._cache = None
+            self._masks = {}
         missing = sorted(self._wanted - self._found.keys())
         if missing:
             raise ModelError(
                 f"the forward pass of {type(self._model).__name__} did not come by {missing}, which the sites "
                 f"{list(self._capture.sites)} need"
             )
-        states = {site: [self._found[tap][site] for tap in self._capture.taps_of(site)] for site in self._capture.sites}
-        for site, layers in states.items():
-            lengths = sorted({x.shape[-1] for x in layers})
+        return self._gather()
+
+    def _gather(self) -> States:
+        import torch
+
+        reduced, kept = {}, {}
+        for site in self._capture.sites:
+            layers = [self._found[tap][site] for tap in self._capture.taps_of(site)]
+            lengths = sorted({x.shape[-1] for x, _ in layers})
             if len(lengths) > 1:
                 raise InputError(
                     f"the layers of {site} have vectors of {lengths} values: choose layers of one length for it in "
                     "capture.layers"
                 )
-        return {site: torch.stack(layers) for site, layers in states.items()}
+            reduced[site] = torch.stack([x for x, _ in layers])
+            if layers[0][1] is not None:
+                kept[site] = torch.stack([x for _, x in layers if x is not None])
+        self._found = {}
+        return States(reduced, kept)
 
-    def _plan(self, valid: torch.Tensor, image: torch.Tensor) -> None:
-        text = Selection.plan(self._capture.tokens, valid, image)
-        self._selections = dict.fromkeys(self._capture.sites, text)
-        if CONNECTOR in self._selections:
-            self._selections[CONNECTOR] = Selection.plan(self._capture.tokens_of(CONNECTOR), valid & image, image)
+    def _hook_prefixes(self, blocks: Blocks, sharing: Sharing) -> None:
+        decoder = self._model.get_decoder()
+        self._handles.append(
+            decoder.register_forward_pre_hook(self._with_positions(sharing.first_position), with_kwargs=True)
+        )
+        for layer, block in enumerate(blocks.layers):
+            hook = self._with_mask(layer, mask_place(block), sharing)
+            self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _with_positions(self, first: int) -> Callable[..., Any]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._batch is None or self._batch.prefixed is None:
+                return None
+            return args, kwargs | {"position_ids": self._batch.prefixed.rope + first, "attention_mask": None}
+
+        return hook
+
+    def _with_mask(self, layer: int, place: int | None, sharing: Sharing) -> Callable[..., Any]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._batch is None or self._batch.prefixed is None:
+                return None
+            reach = sharing.layers[layer]
+            if reach not in self._masks:
+                mask = self._batch.prefixed.mask(reach)
+                self._masks[reach] = added(mask, self._model.dtype) if sharing.additive else mask
+            if place is not None and place < len(args):
+                return (*args[:place], self._masks[reach], *args[place + 1 :]), kwargs
+            return args, kwargs | {"attention_mask": self._masks[reach]}
+
+        return hook
 
     @property
     def _takes_cache(self) -> bool:
@@ -230,11 +272,11 @@ class Recorder:
 
     def _on_cache(self, layer: int) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            if self._cache is None:
+            if self._cache is None or self._batch is None:
                 return
             kept = self._cache.layers[layer] if layer < len(self._cache.layers) else None
             keys = getattr(kept, "keys", None)
-            if kept is None or keys is None or keys.shape[2] != self._batch_shape[1]:
+            if kept is None or keys is None or keys.shape[2] != self._batch.layout.shape[1]:
                 raise InputError(
                     f"layer {layer} of {type(self._model).__name__} keeps no keys and values of all positions: leave "
                     "it out of k and v"
@@ -248,30 +290,30 @@ class Recorder:
         return hook
 
     def _keep(self, tap: Tap, hidden: torch.Tensor | None) -> None:
-        if self._selections is None or hidden is None:
+        if self._batch is None or hidden is None:
             return
         if tap[0] == VISION:
-            self._found[tap] = {VISION: self._of_patches(hidden)}
+            self._found[tap] = {VISION: (self._of_patches(hidden, self._batch), None)}
         else:
             # Sites that read one place with the same positions share what is selected of it.
-            kept: dict[int, torch.Tensor] = {}
+            kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
             self._found[tap] = {}
             if hidden.dim() == 2:
                 # Batch and positions end to end.
-                hidden = hidden.reshape(*self._batch_shape, -1)
+                hidden = hidden.reshape(*self._batch.layout.shape, -1)
             for site in self._sites[tap]:
-                selection = self._selections[site]
+                selection = self._batch.selections.get(site, self._batch.selections["text"])
                 if id(selection) not in kept:
                     kept[id(selection)] = selection(hidden)
                 self._found[tap][site] = kept[id(selection)]
         if len(self._found) == len(self._wanted):
             raise _Stop
 
-    def _of_patches(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _of_patches(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Select of the vision tower's output, ``[image, patch, hidden]`` or all patches end to end, by sample."""
         import torch
 
-        rows = list(self._vision_rows)
+        rows = list(batch.vision_rows)
         flat = hidden.flatten(0, 1) if hidden.dim() == 3 else hidden
         # Rows are images or tiles, each of as many patches, or patches.
         per_row = hidden.shape[1] if hidden.dim() == 3 and len(hidden) == sum(rows) else 1
@@ -280,8 +322,10 @@ class Recorder:
                 f"the vision tower of {type(self._model).__name__} gives {flat.shape[0]} patches for {sum(rows)} rows "
                 f"of pixels, which cannot be told apart by sample: leave {VISION} out of the sites"
             )
-        samples = torch.split(flat, [n * per_row for n in rows])
-        padded = torch.nn.utils.rnn.pad_sequence(list(samples), batch_first=True)
-        counts = torch.tensor([len(sample) for sample in samples], device=hidden.device)
-        valid = torch.arange(padded.shape[1], device=hidden.device) < counts.unsqueeze(1)
-        return Selection.plan(self._capture.tokens_of(VISION), valid, valid)(padded)
+        counts = [n * per_row for n in rows]
+        padded = torch.nn.utils.rnn.pad_sequence(list(torch.split(flat, counts)), batch_first=True)
+        valid = torch.arange(padded.shape[1]) < torch.tensor(counts).unsqueeze(1)
+        tokens = self._capture.tokens_of(VISION)
+        selection = Selection.plan(tokens, Layout.apart(valid, valid)).to(hidden.device)
+        # Samples of one sequence have their images in common.
+        return selection(padded)[0][batch.selections["text"].sequence]

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from sonde.errors import ModelError
-from sonde.store import ALL, Commit, Range, Store, as_numpy
+from sonde.store import Range, Store
 
-from .batches import Batch, collate, split
-from .capture import CONNECTOR
+from .batches import Batch, split
+from .calibrate import default_token_budget
 from .config import RunSection
-from .inputs import Encoded
-from .model import Model
+from .copy_out import CopyOut
+from .keeper import Keeper
+from .packs import Pack
 from .pipeline import Finished, Work, work_of
 from .prefetch import prefetch
 from .sample import Dataset
 from .session import Session
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from .trace import UNTRACED, Trace
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +43,8 @@ class Progress:
         Since the first batch.
     token_budget
         Padded tokens of a batch, as it was at the end; 0 where workers each had their own.
+    ranges
+        Index of a range -> seconds of the run at which it was full, and at which it was committed.
     """
 
     total: int
@@ -55,11 +54,7 @@ class Progress:
     skipped: int = 0
     seconds: float = 0.0
     token_budget: int = 0
-
-
-def default_token_budget(model: Model) -> int:
-    """Padded tokens of a batch where the configuration names none."""
-    return 16384 if model.device.type == "cuda" else 4096
+    ranges: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 class Run:
@@ -77,6 +72,8 @@ class Run:
         Token budget, and what a sample that cannot be used means.
     on_progress
         Called after every batch and commit.
+    trace
+        Is told of every stage's spans.
     """
 
     def __init__(
@@ -87,13 +84,18 @@ class Run:
         store: Store,
         settings: RunSection,
         on_progress: Callable[[Progress], None] | None = None,
+        trace: Trace = UNTRACED,
     ) -> None:
+        import torch
+
         self._session = session
         self._dataset = dataset
         self._first = first
         self._store = store
         self._writer = store.writer()
         self._report = on_progress or (lambda progress: None)
+        self._trace = trace
+        self._copy_out = CopyOut(session.model.device, getattr(torch, store.schema.numpy_dtype.name))
         self._token_budget = settings.token_budget or default_token_budget(session.model)
         self._fail = settings.on_error == "fail"
         self.progress = Progress(0)
@@ -105,75 +107,59 @@ class Run:
         if not ranges:
             return
         clock = time.perf_counter()
-        work = work_of(ranges, self._dataset, self._first, self._session.encoder, self._token_budget, fail=self._fail)
-        pending: Future[Commit] | None = None
-        with ThreadPoolExecutor(1, "sonde-write") as writer, prefetch(work, _PREFETCHED_BATCHES) as items:
-            buffers = self._writer.buffers()
-            for item in items:
-                if isinstance(item, Work):
-                    self._forward(item.samples, item.range, buffers)
-                    self.progress.samples += len(item.samples)
-                else:
-                    # At most one range waits for the disk while the next one fills: memory stays flat.
-                    self._finish(pending)
-                    pending = writer.submit(self._writer.commit, item.range, buffers, item.skipped)
-                    self._count_skipped(item)
-                    buffers = self._writer.buffers() if item.range != ranges[-1] else {}
-                self.progress.seconds = time.perf_counter() - clock
-                self._report(self.progress)
-            self._finish(pending)
-            self.progress.seconds = time.perf_counter() - clock
-            self._report(self.progress)
+        work = work_of(
+            ranges, self._dataset, self._first, self._session, self._token_budget, fail=self._fail, trace=self._trace
+        )
+        with Keeper(self._writer, self._session.capture, ranges[-1], self._trace) as keeper:
+            with prefetch(work, _PREFETCHED_BATCHES) as items:
+                for item in items:
+                    if isinstance(item, Work):
+                        self._forward(item.packs, item.batch, item.range, keeper)
+                        self.progress.samples += len(item.batch.rows)
+                    else:
+                        keeper.finish(item)
+                        self._count_skipped(item)
+                    self._say(clock, keeper)
+            keeper.settle()
+            self._say(clock, keeper)
 
-    def _forward(self, samples: Sequence[Encoded], range_: Range, buffers: Mapping[str, Any]) -> None:
+    def _say(self, clock: float, keeper: Keeper) -> None:
+        self.progress.nbytes, self.progress.ranges = keeper.nbytes, keeper.timings
+        self.progress.seconds = time.perf_counter() - clock
+        self._report(self.progress)
+
+    def _forward(self, packs: Sequence[Pack], batch: Batch | None, range_: Range, keeper: Keeper) -> None:
         import torch
 
-        padded = len(samples) * max(sample.length for sample in samples)
-        states = None
-        if len(samples) == 1 or padded <= self._token_budget:
-            batch = collate(samples, self._session.encoder.pad_token_id)
+        padded = len(packs) * max(pack.length for pack in packs)
+        alone = len(packs) == len(packs[0].samples) == 1
+        arriving = None
+        if alone or padded <= self._token_budget:
+            batch = batch or self._session.collate(packs)
             try:
-                states = self._session.run(batch)
+                with self._trace.span("forward", sequences=len(packs), positions=padded):
+                    arriving = self._copy_out.send(self._session.run(batch))
             except torch.cuda.OutOfMemoryError as error:
-                if len(samples) == 1:
+                if alone:
                     raise ModelError(
                         f"{self._session.model.device} has not the memory for one sample of {padded} tokens: shorten "
                         "it, set data.truncate, or take a smaller model.dtype"
                     ) from error
-        if states is None:
+        if arriving is None:
             if padded <= self._token_budget:
                 # Outside of the handler, where the error would keep the tensors of the pass that failed.
                 torch.cuda.empty_cache()
                 self._token_budget = self.progress.token_budget = padded // 2
                 log.warning("out of memory with %d tokens in a batch: going on with %d", padded, self._token_budget)
-            for half in split(samples):
-                self._forward(half, range_, buffers)
+            for half in split(packs):
+                self._forward(half, None, range_, keeper)
             return
-        dtype = getattr(torch, self._store.schema.numpy_dtype.name)
-        host = {site: as_numpy(x.to(dtype).to("cpu")) for site, x in states.items()}
-        self._keep(host, batch, range_, buffers)
+        assert batch is not None
+        keeper.keep(arriving, batch, range_)
         self.progress.tokens += batch.n_tokens
-
-    def _keep(self, host: Mapping[str, NDArray[Any]], batch: Batch, range_: Range, buffers: Mapping[str, Any]) -> None:
-        """Put the states of a batch, by site ``[layer, batch, selected + position, hidden]``, to their places."""
-        rows = batch.rows.numpy()
-        for site, states in host.items():
-            reduced = [tokens for tokens in self._session.capture.tokens_of(site) if tokens != ALL]
-            for k, tokens in enumerate(reduced):
-                buffers[f"{site}/{tokens}"][:, rows - range_.start] = states[:, :, k]
-            if ALL in self._session.capture.tokens_of(site):
-                ids, image = batch.inputs["input_ids"].numpy(), batch.image.numpy()
-                kept = batch.valid.numpy() & image if site == CONNECTOR else batch.valid.numpy()
-                for i, row in enumerate(rows.tolist()):
-                    values = states[:, i, len(reduced) :][:, kept[i]]
-                    buffers[f"{site}/{ALL}"].put(row, values, ids[i, kept[i]], image[i, kept[i]])
 
     def _count_skipped(self, item: Finished) -> None:
         self.progress.samples += len(item.skipped)
         self.progress.skipped += len(item.skipped)
         for row, why in item.skipped.items():
             log.warning("skipped %s (row %d)", why, row)
-
-    def _finish(self, pending: Future[Commit] | None) -> None:
-        if pending is not None:
-            self.progress.nbytes += pending.result().nbytes

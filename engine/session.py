@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from .batches import Batch
+from .batches import Batch, Collator
 from .capture import Capture
+from .causality import is_causal
 from .config import DataSection, ExtractConfig
 from .inputs import Encoder
 from .model import Model, load_model
-from .recorder import Recorder
+from .recorder import Recorder, States
+from .sharing import Sharing, find_rope, find_sharing
 from .structure import find_vision_blocks
-from .widths import two_tokens, widths
+from .widths import some_tokens, widths
 
-if TYPE_CHECKING:
-    import torch
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,17 +32,26 @@ class Session:
         What is kept.
     encoder
         Prepares samples.
+    collate
+        Joins them into batches.
     recorder
         Its hooks are on the model until :meth:`close`.
     widths
         Length of a vector by site.
+    sharing
+        How samples that begin alike share what they begin with; None if they do not.
+    sharing_note
+        Whether they do, and if not why, in words.
     """
 
     model: Model
     capture: Capture
     encoder: Encoder
+    collate: Collator
     recorder: Recorder
     widths: Mapping[str, int]
+    sharing: Sharing | None
+    sharing_note: str
 
     @classmethod
     def open(cls, config: ExtractConfig) -> Session:
@@ -60,18 +70,20 @@ class Session:
         capture = Capture.plan(wanted.sites, wanted.tokens, wanted.layers, model.n_layers, len(vision))
         encoder = Encoder(model, capture, data.prompt_format, data.truncate)
         found = widths(model, capture)
-        recorder = Recorder(model.module, model.blocks, capture, vision, two_tokens(model))
-        return cls(model, capture, encoder, recorder, found)
+        causal = is_causal(model)
+        sharing = find_sharing(model, causal=causal) if config.run.shared_prefix else "run.shared_prefix is off"
+        note = f"no, because {sharing}" if isinstance(sharing, str) else "yes"
+        told = None if isinstance(sharing, str) else sharing
+        collate = Collator(
+            capture, encoder.pad_token_id, causal, find_rope(model.module), pinned=model.device.type == "cuda"
+        )
+        recorder = Recorder(model.module, model.blocks, capture, vision, some_tokens(model), told)
+        return cls(model, capture, encoder, collate, recorder, found, told, note)
 
     def close(self) -> None:
         """Take the hooks off the model."""
         self.recorder.close()
 
-    def run(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Run one batch and return the kept states by site, as `Recorder.run` does."""
-        device, dtype = self.model.device, self.model.module.dtype
-        inputs = {
-            key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
-            for key, value in batch.inputs.items()
-        }
-        return self.recorder.run(inputs, batch.valid.to(device), batch.image.to(device), batch.vision_rows)
+    def run(self, batch: Batch) -> States:
+        """Run one batch and return what is kept of it, on the model's device."""
+        return self.recorder.run(batch.to(self.model.device, self.model.module.dtype))

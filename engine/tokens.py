@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from sonde.errors import InputError
 from sonde.store import ALL
@@ -16,6 +17,7 @@ POSITIONS = ("last", "first")
 MEANS = ("mean", "image_mean", "text_mean")
 MAX = "max"
 SELECTORS = (*POSITIONS, *MEANS, MAX, ALL)
+RAGGED = (ALL,)
 # What is kept of a picture's patches: they have no last one that has seen the others.
 VISION_TOKENS = ("mean", "image_mean", MAX)
 
@@ -38,87 +40,174 @@ def check_tokens(tokens: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where the samples of a batch lie: each in a sequence of its own, or several in one behind a prefix they share.
+
+    Attributes
+    ----------
+    valid, image
+        bool ``[sample, position]``: positions of its sequence that are the sample's; those that stand for its images.
+    sequence
+        int64 ``[sample]``: the row of the model's input that it lies in.
+    n_sequences
+        Rows of the model's input.
+    marks
+        Selector -> bool ``[sample, position]``: the positions of spans and regions.
+    """
+
+    valid: torch.Tensor
+    image: torch.Tensor
+    sequence: torch.Tensor
+    n_sequences: int
+    marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def apart(cls, valid: torch.Tensor, image: torch.Tensor, marks: Mapping[str, torch.Tensor] | None = None) -> Layout:
+        """Every sample in a sequence of its own."""
+        import torch
+
+        return cls(valid, image, torch.arange(len(valid), device=valid.device), len(valid), marks or {})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and positions of the model's input."""
+        return self.n_sequences, self.valid.shape[1]
+
+    def of_image(self) -> Layout:
+        """The image's positions alone."""
+        return replace(self, valid=self.valid & self.image)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Selection:
     """The kept positions of one batch, applied to the hidden states of every layer.
 
     Attributes
     ----------
     index
-        int64 ``[batch, n]``: positions that are taken as they are.
+        int64 ``[sample, n]``: positions that are taken as they are, counted through all sequences.
     weights
-        float32 ``[batch, m, position]``: averages, one row of weights each.
-    valid
-        bool ``[batch, position]`` if there is a maximum to take: where it is taken.
+        float32 ``[sequence, row, position]``: averages, a row of weights each, for all samples of a sequence.
+    averages
+        int64 ``[sample, m]``: rows of the averages, counted through all sequences.
+    largest
+        bool ``[sample, position]`` if there is a maximum to take: where it is taken.
+    sequence
+        int64 ``[sample]``: the sequence of each sample.
     order
         For each of the tokens asked for, its place among the n positions, the m averages and the maximum.
-    everything
-        Whether all positions are kept besides.
+    kept
+        int64 ``[token]``: positions that are kept one by one, counted through all sequences, sample after sample; None
+        if none are.
     """
 
     index: torch.Tensor
     weights: torch.Tensor
-    valid: torch.Tensor | None
+    averages: torch.Tensor
+    largest: torch.Tensor | None
+    sequence: torch.Tensor
     order: torch.Tensor
-    everything: bool
+    kept: torch.Tensor | None
 
     @classmethod
-    def plan(cls, tokens: tuple[str, ...], valid: torch.Tensor, image: torch.Tensor) -> Selection:
+    def plan(cls, tokens: tuple[str, ...], layout: Layout) -> Selection:
         """Find the positions of one batch.
 
         Parameters
         ----------
         tokens
             Selectors, in the order in which they come out.
-        valid
-            bool ``[batch, position]``: positions that count; padding does not.
-        image
-            bool ``[batch, position]``, true where the token stands for image content.
+        layout
+            Where the samples lie.
         """
         import torch
 
-        masks = {"mean": valid, "image_mean": valid & image, "text_mean": valid & ~image}
-        kept = [name for name in tokens if name in POSITIONS or index_of(name) is not None]
+        valid, sequence = layout.valid, layout.sequence
+        masks = {"mean": valid, "image_mean": valid & layout.image, "text_mean": valid & ~layout.image, **layout.marks}
+        taken = [name for name in tokens if name in POSITIONS or index_of(name) is not None]
         means = [name for name in tokens if name in masks]
-        batch, positions = valid.shape
         # The n-th position that counts is where their running number is n + 1.
         number, count = valid.cumsum(dim=1), valid.sum(dim=1, keepdim=True)
-        index = [_nth(number, count, valid, _PLACES.get(name, index_of(name) or 0)) for name in kept]
-        weights = torch.zeros((batch, len(means), positions), dtype=torch.float32, device=valid.device)
-        for i, name in enumerate(means):
-            mask = masks[name].float()
-            weights[:, i] = mask / mask.sum(dim=1, keepdim=True)
-        places = [*kept, *means, MAX]
-        order = [places.index(name) for name in tokens if name != ALL]
+        start = sequence.unsqueeze(1) * valid.shape[1]
+        index = [start + _nth(number, count, valid, _PLACES.get(name, index_of(name) or 0)) for name in taken]
+        weights, averages = _averages([masks[name] for name in means], layout)
+        places = [*taken, *means, MAX]
+        kept = [
+            (start + torch.arange(valid.shape[1]).to(start))[mask] for mask in ragged_masks(tokens, layout).values()
+        ]
         return cls(
-            torch.cat(index, dim=1) if index else number.new_zeros((batch, 0)),
+            torch.cat(index, dim=1) if index else number.new_zeros((len(valid), 0)),
             weights,
+            averages,
             valid if MAX in tokens else None,
-            torch.tensor(order, dtype=torch.int64, device=valid.device),
-            ALL in tokens,
+            sequence,
+            torch.tensor([places.index(name) for name in tokens if name not in RAGGED], dtype=torch.int64),
+            torch.cat(kept) if kept else None,
         )
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Reduce ``[batch, position, hidden]`` to ``[batch, tokens, hidden]``: a copy, averages in float32.
+    def to(self, device: torch.device) -> Selection:
+        """The same on a device."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        All positions follow the tokens where everything is kept.
+    def pin(self) -> Selection:
+        """The same in memory that a GPU copies from on its own."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, do: Callable[[torch.Tensor], torch.Tensor]) -> Selection:
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        moved: dict[str, Any] = {name: x if x is None else do(x) for name, x in parts.items()}
+        return Selection(**moved)
+
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take from ``[sequence, position, hidden]`` what is kept: copies, averages in float32.
+
+        Returns
+        -------
+        reduced
+            ``[sample, tokens, hidden]``, float32 if there are averages among them.
+        kept
+            ``[token, hidden]`` of all samples end to end, where positions are kept one by one.
         """
         import torch
 
-        index = self.index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        parts = [hidden.gather(1, index)]
-        if self.weights.shape[1]:
-            parts = [parts[0].float(), torch.bmm(self.weights, hidden.float())]
-        if self.valid is not None:
-            largest = hidden.masked_fill(~self.valid.unsqueeze(-1), -torch.inf).amax(dim=1, keepdim=True)
-            parts.append(largest.to(parts[0].dtype))
-        selected = torch.cat(parts, dim=1).index_select(1, self.order)
-        return torch.cat([selected, hidden.to(selected.dtype)], dim=1) if self.everything else selected
+        flat = hidden.flatten(0, 1)
+        parts = [flat[self.index]]
+        if self.averages.shape[1]:
+            averages = torch.bmm(self.weights, hidden.float()).flatten(0, 1)
+            parts = [parts[0].float(), averages[self.averages]]
+        if self.largest is not None:
+            own = hidden[self.sequence].masked_fill(~self.largest.unsqueeze(-1), -torch.inf)
+            parts.append(own.amax(dim=1, keepdim=True).to(parts[0].dtype))
+        reduced = torch.cat(parts, dim=1).index_select(1, self.order)
+        return reduced, None if self.kept is None else flat.index_select(0, self.kept)
+
+
+def ragged_masks(tokens: tuple[str, ...], layout: Layout) -> dict[str, torch.Tensor]:
+    """Ragged selector -> bool ``[sample, position]``: the positions that it keeps, in the order of `Selection.kept`."""
+    masks = {ALL: layout.valid}
+    return {name: masks[name] for name in tokens if name in masks}
 
 
 _PLACES = {"first": 0, "last": -1}
 
 
 def _nth(number: torch.Tensor, count: torch.Tensor, valid: torch.Tensor, n: int) -> torch.Tensor:
-    """Position of the n-th that counts, from the end if negative: int64 ``[batch, 1]``."""
+    """Position of the n-th that counts, from the end if negative: int64 ``[sample, 1]``."""
     wanted = count + n + 1 if n < 0 else count.new_full(count.shape, n + 1)
     return ((number == wanted) & valid).float().argmax(dim=1, keepdim=True)
+
+
+def _averages(masks: list[torch.Tensor], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights ``[sequence, row, position]``, and the rows ``[sample, mean]`` counted through all sequences."""
+    import torch
+
+    sequence, (n_sequences, positions) = layout.sequence, layout.shape
+    # The place of a sample among those of its sequence.
+    before = (sequence.unsqueeze(0) == sequence.unsqueeze(1)).tril(-1).sum(dim=1)
+    per_sequence = (int(before.max()) + 1) * len(masks)
+    rows = (sequence * per_sequence + before * len(masks)).unsqueeze(1) + torch.arange(len(masks))
+    weights = torch.zeros((n_sequences * per_sequence, positions))
+    for i, mask in enumerate(masks):
+        share = mask.float()
+        weights[rows[:, i]] = share / share.sum(dim=1, keepdim=True)
+    return weights.view(n_sequences, per_sequence, positions), rows

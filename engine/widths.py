@@ -5,20 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .batches import Batch, select
 from .capture import CONNECTOR, VISION, Capture
 from .model import Model
 from .recorder import Recorder
+from .tokens import Layout
 
 if TYPE_CHECKING:
     import torch
 
 
-def two_tokens(model: Model) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a pass over two tokens of text."""
+def some_tokens(model: Model, n: int = 2) -> dict[str, torch.Tensor]:
+    """Keyword arguments of a pass over ``n`` different tokens of text."""
     import torch
 
-    ids = [i for i in range(1, 4) if i != model.image_token_id][:2]
+    ids = [i for i in range(1, n + 2) if i != model.image_token_id][:n]
     return {"input_ids": torch.tensor([ids], device=model.device)}
+
+
+def text_batch(capture: Capture, inputs: dict[str, torch.Tensor]) -> Batch:
+    """Sequences of text, as long as each other, on the device that they are on."""
+    import torch
+
+    ids = inputs["input_ids"]
+    valid = torch.ones(ids.shape, dtype=torch.bool)
+    layout = Layout.apart(valid, ~valid)
+    selections = {name: selection.to(ids.device) for name, selection in select(capture, layout).items()}
+    return Batch(torch.arange(len(ids)), inputs, layout, selections)
 
 
 def widths(model: Model, capture: Capture) -> dict[str, int]:
@@ -26,8 +39,6 @@ def widths(model: Model, capture: Capture) -> dict[str, int]:
 
     The connector's is that of the stream, which it is put into; the vision tower's is its blocks' own.
     """
-    import torch
-
     # Of several layers of one site all are as long.
     text = tuple(site for site in capture.sites if site not in (VISION, CONNECTOR))
     if CONNECTOR in capture.sites and "embed" not in text:
@@ -36,10 +47,10 @@ def widths(model: Model, capture: Capture) -> dict[str, int]:
     found: dict[str, int] = {}
     if text:
         probe = replace(capture, sites=text, tokens=("last",), layers=layers)
-        recorder = Recorder(model.module, model.blocks, probe, example=two_tokens(model))
+        recorder = Recorder(model.module, model.blocks, probe, example=some_tokens(model))
         try:
-            valid = torch.ones((1, 2), dtype=torch.bool, device=model.device)
-            found = {site: x.shape[-1] for site, x in recorder.run(two_tokens(model), valid, ~valid).items()}
+            states = recorder.run(text_batch(probe, some_tokens(model)))
+            found = {site: x.shape[-1] for site, x in states.reduced.items()}
         finally:
             recorder.close()
     if CONNECTOR in capture.sites:

@@ -91,6 +91,7 @@ def print_plan(plan: Plan) -> None:
     if plan.unusable:
         print(f"unusable: {plan.unusable} of {plan.samples_read} read, the first: {plan.first_error}")
     print(f"tokens: {plan.tokens:,} in {plan.batches:,} batches of at most {plan.token_budget:,} padded tokens")
+    print(f"shared prefixes: {plan.sharing}; {plan.shared:.1%} of the tokens need not be computed")
     print(f"padding: {plan.padding:.1%} of what the model computes")
     print(f"to be written: {plan.bytes_written / 1e9:,.3f} GB before compression")
     device = f", device {plan.device_bytes / 1e9:,.2f} GB" if plan.device_bytes else ""

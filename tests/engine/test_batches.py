@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonde.engine.batches import collate, plan_batches, split
+from sonde.engine.batches import Batch, Collator, plan_batches, split
+from sonde.engine.capture import Capture
 from sonde.engine.inputs import Encoded
+from sonde.engine.packs import Pack
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 BUDGETS = st.integers(1, 300)
@@ -57,14 +59,19 @@ def encoded(row: int, ids: list[int], other: Mapping[str, object] | None = None)
     return Encoded(row, sequence, {key: torch.as_tensor(value) for key, value in (other or {}).items()}, image)
 
 
+def collate(samples: list[Encoded], pad_token_id: int = 0, *, causal: bool = False) -> Batch:
+    capture = Capture.plan(("resid_post",), ("last",), "all", 2)
+    return Collator(capture, pad_token_id, causal)([Pack((sample,)) for sample in samples])
+
+
 def test_shorter_samples_are_padded_on_the_right() -> None:
     batch = collate([encoded(4, [5, 7, 6]), encoded(2, [8])], pad_token_id=9)
     assert batch.rows.tolist() == [4, 2]
     assert batch.inputs["input_ids"].tolist() == [[5, 7, 6], [8, 9, 9]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.inputs["token_type_ids"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.valid.tolist() == [[True, True, True], [True, False, False]]
-    assert batch.image.tolist() == [[False, True, False], [False, False, False]]
+    assert batch.layout.valid.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.layout.image.tolist() == [[False, True, False], [False, False, False]]
     assert batch.n_tokens == 4
 
 
@@ -72,6 +79,14 @@ def test_a_batch_of_text_without_padding_has_no_mask() -> None:
     assert "attention_mask" not in collate([encoded(0, [5, 6]), encoded(1, [7, 8])], 0).inputs
     with_image = [encoded(0, [5, 7], {"pixel_values": [[0.5]]})]
     assert "attention_mask" in collate(with_image, 0).inputs
+
+
+def test_a_causal_model_needs_no_mask_for_what_is_behind_a_sample() -> None:
+    padded = [encoded(0, [5, 6, 7]), encoded(1, [7])]
+    assert "attention_mask" in collate(padded, causal=False).inputs
+    batch = collate(padded, causal=True)
+    assert "attention_mask" not in batch.inputs
+    assert batch.layout.valid.tolist() == [[True, True, True], [True, False, False]]
 
 
 def test_images_of_all_samples_are_joined_in_order() -> None:
@@ -91,7 +106,16 @@ def test_different_numbers_of_tiles_are_padded_with_zeros() -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_a_batch_that_is_too_large_is_halved(n: int) -> None:
-    samples = [encoded(i, [5]) for i in range(n)]
-    first, second = split(samples)
-    assert [*first, *second] == samples
+    packs = [Pack((encoded(i, [5]),)) for i in range(n)]
+    first, second = split(packs)
+    assert [*first, *second] == packs
     assert 0 <= len(second) - len(first) <= 1
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_sequence_that_is_too_large_is_parted_between_its_samples(n: int) -> None:
+    pack = Pack(tuple(encoded(i, [5, 6, 7 + i]) for i in range(n)), 2)
+    [first], [second] = split([pack])
+    assert (*first.samples, *second.samples) == pack.samples
+    assert [part.prefix for part in (first, second)] == [2 * (len(part.samples) > 1) for part in (first, second)]
+    assert first.length + second.length > pack.length - 1

@@ -12,6 +12,7 @@ from sonde.engine.config import ModelSection
 from sonde.engine.model import Model, load_model
 from sonde.engine.recorder import Recorder
 from sonde.engine.structure import find_blocks
+from sonde.engine.widths import text_batch
 from sonde.errors import InputError, ModelError
 
 IDS = ((0, 9, 8, 7), (0, 6, 5, 4))
@@ -27,9 +28,8 @@ def record(model: Model, *sites: str, layers: Any = "all") -> tuple[Capture, Any
 
     capture = Capture.plan(sites, ("last",), layers, model.n_layers)
     recorder = Recorder(model.module, model.blocks, capture)
-    valid = torch.ones((2, 4), dtype=torch.bool)
     try:
-        return capture, recorder.run({"input_ids": torch.tensor(IDS)}, valid, ~valid)
+        return capture, recorder.run(text_batch(capture, {"input_ids": torch.tensor(IDS)})).reduced
     finally:
         recorder.close()
 
@@ -137,10 +137,10 @@ def test_a_pass_that_misses_a_point_is_a_model_error(model: Model, model_folder:
     import torch
 
     other = load_model(ModelSection(name=str(model_folder("llama")), dtype="float32"))
-    recorder = Recorder(other.module, model.blocks, Capture.plan(("resid_pre",), ("last",), [1, 2], 3))
-    valid = torch.ones((1, 4), dtype=torch.bool)
+    capture = Capture.plan(("resid_pre",), ("last",), [1, 2], 3)
+    recorder = Recorder(other.module, model.blocks, capture)
     with pytest.raises(ModelError, match=r"LlamaModel did not come by .*'stream', 1.*'stream', 2"):
-        recorder.run({"input_ids": torch.tensor(IDS[:1])}, valid, ~valid)
+        recorder.run(text_batch(capture, {"input_ids": torch.tensor(IDS[:1])}))
     recorder.close()
 
 

@@ -103,12 +103,14 @@ def _idefics3(model_type: str) -> Made:
         image_seq_len=4,
         chat_template=chat(IMAGE),
     )
+    # SmolVLM takes the tokens of a tile in as many as a patch has pixels along an edge.
+    patch, scale = (4, 4) if model_type == "smolvlm" else (PATCH, 2)
     config = hf.AutoConfig.for_model(
         model_type,
-        vision_config=VISION,
+        vision_config=VISION | {"patch_size": patch},
         text_config=text_config(tokenizer, model_type="llama"),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        scale_factor=2,
+        scale_factor=scale,
         **IDS,
     )
     return hf.AutoModelForImageTextToText.from_config(config), processor

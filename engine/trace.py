@@ -1,0 +1,63 @@
+"""When each stage of an extraction was at work, for a trace viewer."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Trace:
+    """Spans of the stages, from all threads of this process.
+
+    Parameters
+    ----------
+    enabled
+        Off, spans cost next to nothing and are not kept.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._start = time.perf_counter_ns()
+        self._spans: list[dict[str, Any]] = []
+
+    @contextmanager
+    def span(self, name: str, **details: Any) -> Iterator[None]:
+        """Note when the block began and how long it took; ``details`` are shown with it."""
+        if not self._enabled:
+            yield
+            return
+        start = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            end = time.perf_counter_ns()
+            self._spans.append(
+                {
+                    "name": name,
+                    "ph": "X",
+                    "ts": (start - self._start) / 1e3,
+                    "dur": (end - start) / 1e3,
+                    "pid": os.getpid(),
+                    "tid": threading.get_native_id(),
+                    "args": details | {"thread": threading.current_thread().name},
+                }
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the spans in the Trace Event Format (Perfetto, chrome://tracing); times in microseconds."""
+        threads = {(span["pid"], span["tid"]): span["args"]["thread"] for span in self._spans}
+        names = [
+            {"name": "thread_name", "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+            for (pid, tid), name in threads.items()
+        ]
+        content = {"traceEvents": [*names, *sorted(self._spans, key=lambda span: span["ts"])], "displayTimeUnit": "ms"}
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+
+UNTRACED = Trace(enabled=False)
