@@ -143,7 +143,7 @@ class Encoder:
             If an image cannot be read, the prompt is too long for the model, or it has no positions for a selector.
         """
         try:
-            images = [open_image(path) for path in sample.images]
+            images = [open_image(picture) for picture in sample.images]
             if images and not self._takes_images:
                 raise InputError("it has an image, but the model takes text only")
             if len(images) > 1 and self._places_image:

@@ -1,20 +1,23 @@
-"""Pictures: read from files, and counted in what a vision tower works on."""
+"""Pictures: decoded, and counted in what a vision tower works on."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonde.errors import InputError
 
+from .picture import Picture
+
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
 
-def open_image(path: Path) -> Image:
-    """Decode an image file.
+def open_image(picture: Picture) -> Image:
+    """Decode an image.
 
     Raises
     ------
@@ -23,13 +26,17 @@ def open_image(path: Path) -> Image:
     """
     import PIL.Image
 
+    source = picture if isinstance(picture, Path) else io.BytesIO(picture.read())
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise InputError(f"there is no image {path}") from None
+        raise InputError(f"there is no image {picture}") from None
+    except PIL.UnidentifiedImageError as error:
+        # Pillow's own words name the buffer's place in memory, and a store says the same whenever it is written.
+        raise InputError(f"the image {picture} cannot be read: it has no format that Pillow knows") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"the image {path} cannot be read: {error}") from error
+        raise InputError(f"the image {picture} cannot be read: {error}") from error
 
 
 def count_vision_rows(tensors: Mapping[str, torch.Tensor], config: Any) -> int:
@@ -53,6 +60,9 @@ def count_vision_rows(tensors: Mapping[str, torch.Tensor], config: Any) -> int:
     if pixels.dim() == 5:
         # [image, tile, ...] (LLaVA-Next) or [sample, tile, ...] (Idefics3): tiles that fill up are zeros, and not run.
         return int(pixels.flatten(2).any(dim=2).sum())
+    if "image_num_crops" in tensors:
+        # [crop, patch, values], the crops of all images of the sample (Molmo2).
+        return len(pixels)
     if "image_sizes" in tensors:
         # [image, channel, height, width], padded; the patches of the true sizes are run end to end (Pixtral).
         patch = getattr(config.vision_config, "patch_size", None)
