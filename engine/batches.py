@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .inputs import Encoded
+from .pixels import number_patches
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,7 @@ def collate(samples: Sequence[Encoded], pad_token_id: int) -> Batch:
         inputs[key] = _join([sample.sequence[key] for sample in samples], fill)
     for key in samples[0].other:
         inputs[key] = _join([sample.other[key] for sample in samples])
+    inputs |= number_patches([sample.other for sample in samples])
     lengths = torch.tensor([sample.length for sample in samples])
     valid = torch.arange(width) < lengths.unsqueeze(1)
     image = _join([sample.image.unsqueeze(0) for sample in samples], False)

@@ -109,6 +109,9 @@ class Encoder:
         token = getattr(model.processor, "image_token", None)
         self._image_token = None if token is None else str(token)
         self._placeholder = _placeholder(self._config, self._tokenizer, self._image_token)
+        if token is not None and self._tokenizer.convert_tokens_to_ids(str(token)) != model.image_token_id:
+            # The processor writes all that stands for an image itself, marks with it, where it finds this (Molmo2).
+            self._placeholder = str(token)
         self._max_length = model.max_length
         self._capture = capture
         self._truncate = truncate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,3 +69,30 @@ def count_vision_rows(tensors: Mapping[str, torch.Tensor], config: Any) -> int:
         return int((tensors["image_sizes"] // patch).prod(dim=1).sum()) if isinstance(patch, int) else 0
     # [image or tile, channel, height, width], or [patch, values]; what else there is carries padding along.
     return len(pixels) if pixels.dim() in (2, 4) else 0
+
+
+def number_patches(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Make the inputs of a batch that number patches count from the batch's first, and not from each sample's own.
+
+    Molmo2 is told by such numbers which patches are pooled to a token; -1 is none.
+
+    Parameters
+    ----------
+    samples
+        What the processor made of each sample's images, in the order of the batch.
+
+    Returns
+    -------
+    dict
+        ``image_token_pooling``, int64 ``[token, patch]``; empty if there is no such input.
+    """
+    import torch
+
+    numbers, first = [], 0
+    for tensors in samples:
+        pooled = tensors.get("image_token_pooling")
+        if pooled is None:
+            return {}
+        numbers.append(torch.where(pooled >= 0, pooled + first, pooled))
+        first += tensors["pixel_values"].shape[:2].numel()
+    return {"image_token_pooling": torch.cat(numbers)} if numbers else {}
