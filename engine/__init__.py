@@ -2,7 +2,8 @@
 
 from .config import ExtractConfig
 from .extract import extract
+from .picture import ImageBytes, ImageUrl
 from .run import Progress
 from .sample import Dataset, Sample
 
-__all__ = ["Dataset", "ExtractConfig", "Progress", "Sample", "extract"]
+__all__ = ["Dataset", "ExtractConfig", "ImageBytes", "ImageUrl", "Progress", "Sample", "extract"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .capture import CONNECTOR, Capture
 from .inputs import Encoded
 from .packs import Pack
+from .pixels import number_patches
 from .sharing import Prefixed
 from .tokens import Layout, Selection
 
@@ -132,6 +133,7 @@ class Collator:
             inputs[key] = _join([_line_up(pack, key) for pack in packs], fill)
         for key in firsts[0].other:
             inputs[key] = _join([sample.other[key] for sample in firsts])
+        inputs |= number_patches([sample.other for sample in firsts])
         lengths = {pack.length for pack in packs}
         shared = any(pack.prefix for pack in packs)
         if self.causal or shared or (len(lengths) == 1 and not firsts[0].other):
@@ -205,7 +207,10 @@ def _place(packs: Sequence[Pack], width: int, rope: Callable[[Encoded], torch.Te
     for i, pack in enumerate(packs):
         segment[i, : pack.prefix] = 0
         # All images are in the prefix, or the sample stands alone.
-        image = pack.samples[0].image.int()
+        first = pack.samples[0]
+        image = (
+            first.sequence["mm_token_type_ids"][0] == 1 if "mm_token_type_ids" in first.sequence else first.image
+        ).int()
         image_block[i, : len(image)] = torch.diff(image, prepend=image[:1] * 0).clamp(min=0).cumsum(0) * image
         for k, (sample, own) in enumerate(zip(pack.samples, _suffixes(pack), strict=True), 1):
             segment[i, own] = k

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sonde.errors import InputError
 
+Column = Literal["id", "prompt", "messages", "image", "images", "group", "split"]
+"""What a column of a data set can be besides a label."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,16 +36,26 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """``[data]``: a task on COCO annotations, or a manifest of the user's own samples."""
+    """``[data]``: a task on COCO annotations, a manifest, a folder of images, or a data set of Hugging Face."""
 
     task: Literal["entailment", "recognition"] | None = None
     annotations: Path | None = Field(None, description="folder of captions_*.json and instances_*.json")
-    images: Path | None = Field(None, description="folder of the images")
+    images: Path | None = Field(None, description="folder of the images, of a task or that an hf_dataset names")
     name: str | None = Field(None, description="which pair of annotation files, such as val2017")
     cue: bool = Field(False, description="name the categories in the prompt")
     prompt: int = Field(0, ge=0, description="which paraphrase of the task's prompt")
     negatives: Literal["swap", "random", "shared-category"] = Field("swap", description="captions that do not hold")
     manifest: Path | None = Field(None, description="JSONL, CSV or Parquet with one row per sample")
+    image_folder: Path | None = Field(None, description="folder of images; subfolders are the classes of a label")
+    prompts: tuple[str, ...] | None = Field(None, min_length=1, description="asked of every image")
+    hf_dataset: str | None = Field(None, description="data set on the hub, or folder of one")
+    hf_config: str | None = Field(None, description="which of its configurations")
+    hf_split: str | tuple[str, ...] | None = Field(None, description="which of its splits: train, test[:100], a list")
+    hf_revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    columns: dict[Column, str] | None = Field(
+        None, description="which columns of an hf_dataset are the id, the prompt, the image, …; the others are labels"
+    )
+    remote_images: bool = Field(False, description="let images be http(s) URLs, fetched as the run goes")
     limit: int | None = Field(None, ge=1, description="at most this many samples, groups whole")
     seed: int = 0
     prompt_format: Literal["auto", "raw", "chat"] = Field("auto", description="whether prompts go through a chat")
@@ -50,11 +63,34 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
-        if self.task is not None and self.manifest is not None:
-            raise ValueError("give either a task or a manifest, not both")
+        named = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"give either {named[0]} or {named[1]}, not both")
         if self.task is not None and (self.annotations is None or self.images is None):
             raise ValueError(f"the task {self.task!r} needs both annotations and images")
+        if self.image_folder is not None and self.prompts is None:
+            raise ValueError('image_folder needs prompts: say what is asked of each image, such as ["What is it?"]')
+        for setting, sources in _SOURCES_OF.items():
+            if getattr(self, setting) is not None and all(getattr(self, source) is None for source in sources):
+                raise ValueError(f"{setting} is for {' or '.join(sources)}: name one, or leave {setting} out")
         return self
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def source(self) -> str | None:
+        """What names the samples, as the configuration says it; None if nothing does."""
+        return next((str(getattr(self, name)) for name in _SOURCES if getattr(self, name) is not None), None)
+
+
+_SOURCES = ("task", "manifest", "image_folder", "hf_dataset")
+_SOURCES_OF = {
+    "prompts": ("image_folder", "hf_dataset"),
+    **dict.fromkeys(("hf_config", "hf_split", "hf_revision", "columns"), ("hf_dataset",)),
+}
 
 
 class CaptureSection(_Section):

@@ -10,7 +10,10 @@ from sonde.errors import InputError
 from . import tasks
 from .coco import load_coco
 from .config import DataSection
+from .hugging_face import read_hugging_face
+from .image_folder import read_image_folder
 from .manifest import read_manifest
+from .picture import ImageUrl
 from .sample import Dataset, Sample
 
 
@@ -22,15 +25,20 @@ def load_dataset(section: DataSection | None, samples: Dataset | Sequence[Sample
     InputError
         If neither or both are there, or the data cannot be used.
     """
-    named = section is not None and (section.task or section.manifest)
+    named = None if section is None else section.source
     if samples is not None and named:
         raise InputError(f"the configuration names {named} in [data], and samples are given too: leave one out")
     if samples is not None:
-        return samples if isinstance(samples, Dataset) else Dataset(tuple(samples))
+        given = samples if isinstance(samples, Dataset) else Dataset(tuple(samples))
+        if section is None or not section.remote_images:
+            _refuse_urls(given)
+        return given
     if section is None or not named:
-        raise InputError("data is missing: name a manifest or a task in [data], or pass samples")
-    if section.manifest is not None:
-        return read_manifest(section.manifest).subset(section.limit, section.seed)
+        raise InputError(
+            "data is missing: name a manifest, a task, an image_folder or an hf_dataset in [data], or pass samples"
+        )
+    if section.task is None:
+        return _read(section).subset(section.limit, section.seed)
     assert section.annotations is not None
     assert section.images is not None
     coco = load_coco(section.annotations, section.images, name=section.name)
@@ -43,3 +51,31 @@ def load_dataset(section: DataSection | None, samples: Dataset | Sequence[Sample
     if section.task == "entailment":
         options["negatives"] = section.negatives
     return tasks.build(str(section.task), coco, **options)
+
+
+def _read(section: DataSection) -> Dataset:
+    if section.manifest is not None:
+        return read_manifest(section.manifest, remote_images=section.remote_images)
+    if section.image_folder is not None:
+        return read_image_folder(section.image_folder, section.prompts or ())
+    assert section.hf_dataset is not None
+    return read_hugging_face(
+        section.hf_dataset,
+        config=section.hf_config,
+        split=section.hf_split,
+        revision=section.hf_revision,
+        columns={str(meaning): column for meaning, column in (section.columns or {}).items()},
+        prompts=section.prompts or (),
+        images=section.images,
+        remote_images=section.remote_images,
+    )
+
+
+def _refuse_urls(dataset: Dataset) -> None:
+    for sample in dataset.samples:
+        for picture in sample.images:
+            if isinstance(picture, ImageUrl):
+                raise InputError(
+                    f"sample {sample.id!r} has an image at {picture}, and those are fetched only where "
+                    "data.remote_images = true says so"
+                )

@@ -23,6 +23,8 @@ class Family:
         How it was verified, or why it is not supported.
     supported
         Whether it is.
+    since
+        First version of transformers that has it, where that is later than the oldest that sonde runs with.
     """
 
     name: str
@@ -30,6 +32,11 @@ class Family:
     takes: str
     verified: str = _VERIFIED
     supported: bool = True
+    since: str = ""
+
+    def __post_init__(self) -> None:
+        if self.since:
+            object.__setattr__(self, "verified", f"{self.verified}; needs transformers {self.since} or newer")
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -71,11 +78,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("Pixtral", "pixtral", "text and images"),
     Family("Llama 4", "llama4", "text and images"),
     Family("Llama 3.2 Vision", "mllama", "text and images"),
+    Family("Molmo2", "molmo2", "text and images", since="5.20"),
     Family("BLIP-2 (OPT)", "blip-2", "text and one image"),
     Family("InstructBLIP (decoder-only)", "instructblip", "text and one image"),
     Family("Kosmos-2", "kosmos-2", "text and one image"),
     Family("T5, BART", "t5", "text", "not supported, because an encoder-decoder has two streams", supported=False),
-    Family(
-        "Molmo2", "molmo2", "text and images", "not supported, because transformers has no class of it", supported=False
-    ),
 )

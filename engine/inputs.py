@@ -90,15 +90,15 @@ class _Pictures:
     """The images of samples that have the same ones: opened and processed once."""
 
     def __init__(self, sample: Sample, processor: Any, *, once: bool) -> None:
-        self._paths = sample.images
+        self._pictures = sample.images
         self.processor = processor
-        if once and self._paths and hasattr(processor, "image_processor"):
+        if once and self._pictures and hasattr(processor, "image_processor"):
             self.processor = copy.copy(processor)
             self.processor.image_processor = _Remembering(processor.image_processor)
 
     @cached_property
     def images(self) -> list[Image]:
-        return [open_image(path) for path in self._paths]
+        return [open_image(picture) for picture in self._pictures]
 
 
 class _Remembering:
@@ -159,6 +159,9 @@ class Encoder:
         token = getattr(model.processor, "image_token", None)
         self._image_token = None if token is None else str(token)
         self._placeholder = _placeholder(self._config, self._tokenizer, self._image_token)
+        if token is not None and self._tokenizer.convert_tokens_to_ids(str(token)) != model.image_token_id:
+            # The processor writes all that stands for an image itself, marks with it, where it finds this (Molmo2).
+            self._placeholder = str(token)
         self._max_length = model.max_length
         self._capture = capture
         self._truncate = truncate

@@ -2,28 +2,27 @@
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sonde.errors import InputError
 from sonde.store.table import Row, read_rows
 
+from .picture import Picture, is_url, named_picture
 from .sample import Dataset, LabelValue, Sample
 
 RESERVED = ("id", "prompt", "messages", "image", "images", "group", "split")
 """Columns with a meaning of their own; every other column is a label."""
 
-_URL = re.compile(r"^\s*https?://", re.IGNORECASE)
 
-
-def read_manifest(path: str | Path) -> Dataset:
+def read_manifest(path: str | Path, *, remote_images: bool = False) -> Dataset:
     """Read a data set from a JSONL (``.jsonl``, ``.ndjson``), CSV (``.csv``) or Parquet (``.parquet``) file.
 
     Columns: `id`; `prompt` and/or `messages` (a list of chat turns, in CSV as JSON), exactly one of them per row;
     optionally `image` (one path) or `images` (a list of paths; in CSV as JSON, or one path), `group` and `split`.
-    Every other column is a label. Relative image paths are relative to the manifest's folder.
+    Every other column is a label. Relative image paths are relative to the manifest's folder; with `remote_images`
+    an image may be a URL.
 
     Ids are text: ``007`` stays ``007``. A list as a label becomes a tuple of strings (multi-label); NaN becomes None.
     A label column of a CSV file is of integers, floats, bools (true/false) or JSON lists if all its cells are, else
@@ -38,7 +37,9 @@ def read_manifest(path: str | Path) -> Dataset:
     path = Path(path).absolute()
     rows = read_rows(path, RESERVED)
     _require_columns(path, rows)
-    samples = tuple(_sample(row, path.parent) for row in rows)
+    samples = tuple(
+        make_sample(row, lambda name: named_picture(name, path.parent, remote=remote_images)) for row in rows
+    )
     try:
         return Dataset(samples, root=path.parent)
     except InputError as error:
@@ -55,8 +56,21 @@ def _require_columns(path: Path, rows: list[Row]) -> None:
             )
 
 
-def _sample(row: Row, folder: Path) -> Sample:
-    """The sample that a row describes; errors name the row's place."""
+def make_sample(row: Row, picture: Callable[[Any], Picture]) -> Sample:
+    """Make the sample that a row describes.
+
+    Parameters
+    ----------
+    row
+        Cells by the names of a manifest's columns.
+    picture
+        Makes an image of one entry of the cell `image` or `images`.
+
+    Raises
+    ------
+    InputError
+        If the row is no sample; the text names its place.
+    """
     cells = row.cells
     try:
         prompt, messages = cells.get("prompt"), _messages(cells.get("messages"))
@@ -66,7 +80,7 @@ def _sample(row: Row, folder: Path) -> Sample:
             id=_text("id", cells.get("id")),
             prompt=prompt,
             messages=messages,
-            images=tuple(folder / name for name in _image_names(cells)),
+            images=tuple(picture(entry) for entry in _image_entries(cells)),
             group=_text("group", cells.get("group")),
             split=_text("split", cells.get("split")),
             labels={name: _label(name, value) for name, value in cells.items() if name not in RESERVED},
@@ -97,27 +111,16 @@ def _label(column: str, value: object) -> LabelValue:
     )
 
 
-def _image_names(cells: Mapping[str, Any]) -> list[str]:
-    """Paths in the `image` or the `images` cell of a row, as given."""
+def _image_entries(cells: Mapping[str, Any]) -> list[Any]:
+    """What stands in the `image` or the `images` cell of a row, as given."""
     one, several = cells.get("image"), cells.get("images")
     if one is not None and several is not None:
         raise InputError("both image and images are given: give one of them")
     if isinstance(several, str) and several.lstrip().startswith("["):
         several = _json("images", several)
     given = one if several is None else several
-    names: list[Any] = given if isinstance(given, list) else [given]
-    if names == [None]:
-        return []
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise InputError(f"image {name!r} is no path: give the path of a file")
-        _refuse_url(name)
-    return names
-
-
-def _refuse_url(name: str) -> None:
-    if _URL.match(name):
-        raise InputError(f"image {name!r} is a URL: download it and give the path of the file")
+    entries: list[Any] = given if isinstance(given, list) else [given]
+    return [] if entries == [None] else entries
 
 
 def _messages(value: object) -> tuple[Mapping[str, Any], ...] | None:
@@ -131,8 +134,11 @@ def _messages(value: object) -> tuple[Mapping[str, Any], ...] | None:
         content = turn.get("content") if isinstance(turn, dict) else None
         for part in content if isinstance(content, list) else []:
             for key, source in part.items() if isinstance(part, dict) else []:
-                if key != "text" and isinstance(source, str):
-                    _refuse_url(source)
+                if key != "text" and isinstance(source, str) and is_url(source):
+                    raise InputError(
+                        f"image {source!r} in messages is a URL: write {{'type': 'image'}} there, and put the file's "
+                        "path (or with data.remote_images = true the URL) in the column 'images'"
+                    )
             if isinstance(part, dict) and part.get("type") == "image" and part.keys() - {"type"}:
                 raise InputError(
                     f"an image in messages names its own file, {part!r}: write {{'type': 'image'}} there and put the "

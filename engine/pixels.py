@@ -1,20 +1,23 @@
-"""Pictures: read from files, and counted in what a vision tower works on."""
+"""Pictures: decoded, and counted in what a vision tower works on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonde.errors import InputError
+
+from .picture import Picture
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
 
-def open_image(path: Path) -> Image:
-    """Decode an image file.
+def open_image(picture: Picture) -> Image:
+    """Decode an image.
 
     Raises
     ------
@@ -23,13 +26,17 @@ def open_image(path: Path) -> Image:
     """
     import PIL.Image
 
+    source = picture if isinstance(picture, Path) else io.BytesIO(picture.read())
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise InputError(f"there is no image {path}") from None
+        raise InputError(f"there is no image {picture}") from None
+    except PIL.UnidentifiedImageError as error:
+        # Pillow's own words name the buffer's place in memory, and a store says the same whenever it is written.
+        raise InputError(f"the image {picture} cannot be read: it has no format that Pillow knows") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"the image {path} cannot be read: {error}") from error
+        raise InputError(f"the image {picture} cannot be read: {error}") from error
 
 
 def count_vision_rows(tensors: Mapping[str, torch.Tensor], config: Any) -> int:
@@ -53,9 +60,39 @@ def count_vision_rows(tensors: Mapping[str, torch.Tensor], config: Any) -> int:
     if pixels.dim() == 5:
         # [image, tile, ...] (LLaVA-Next) or [sample, tile, ...] (Idefics3): tiles that fill up are zeros, and not run.
         return int(pixels.flatten(2).any(dim=2).sum())
+    if "image_num_crops" in tensors:
+        # [crop, patch, values], the crops of all images of the sample (Molmo2).
+        return len(pixels)
     if "image_sizes" in tensors:
         # [image, channel, height, width], padded; the patches of the true sizes are run end to end (Pixtral).
         patch = getattr(config.vision_config, "patch_size", None)
         return int((tensors["image_sizes"] // patch).prod(dim=1).sum()) if isinstance(patch, int) else 0
     # [image or tile, channel, height, width], or [patch, values]; what else there is carries padding along.
     return len(pixels) if pixels.dim() in (2, 4) else 0
+
+
+def number_patches(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Make the inputs of a batch that number patches count from the batch's first, and not from each sample's own.
+
+    Molmo2 is told by such numbers which patches are pooled to a token; -1 is none.
+
+    Parameters
+    ----------
+    samples
+        What the processor made of each sample's images, in the order of the batch.
+
+    Returns
+    -------
+    dict
+        ``image_token_pooling``, int64 ``[token, patch]``; empty if there is no such input.
+    """
+    import torch
+
+    numbers, first = [], 0
+    for tensors in samples:
+        pooled = tensors.get("image_token_pooling")
+        if pooled is None:
+            return {}
+        numbers.append(torch.where(pooled >= 0, pooled + first, pooled))
+        first += tensors["pixel_values"].shape[:2].numel()
+    return {"image_token_pooling": torch.cat(numbers)} if numbers else {}

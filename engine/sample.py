@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from sonde.errors import InputError
+
+from .picture import ImageSource, Picture, is_url
 
 LabelValue = str | int | float | bool | None | tuple[str, ...]
 """One cell of a label column: a class, a number, nothing known, or the names that hold (multi-label)."""
@@ -28,7 +31,8 @@ class Sample:
     messages
         A chat, one mapping with ``role`` and ``content`` per turn, for the model's chat template.
     images
-        Files of the images, in the order in which the prompt or the messages refer to them.
+        The images, in the order in which the prompt or the messages refer to them: paths of files, or `ImageBytes` or
+        `ImageUrl` for what is no file.
     group
         Samples of one group (say, of one image) never straddle splits or folds. Empty: the sample's own id.
     split
@@ -45,7 +49,7 @@ class Sample:
     id: str
     prompt: str | None = None
     messages: tuple[Mapping[str, Any], ...] | None = field(default=None, hash=False)
-    images: tuple[Path, ...] = ()
+    images: tuple[Picture, ...] = ()
     group: str = ""
     split: str = ""
     labels: Mapping[str, LabelValue] = field(default_factory=dict, hash=False)
@@ -60,9 +64,9 @@ class Sample:
         if (self.prompt is None) == (self.messages is None):
             found = "neither" if self.prompt is None else "both"
             raise InputError(f"sample {self.id!r} has {found} of prompt and messages: give exactly one of them")
-        if isinstance(self.images, str | Path):
-            raise InputError(f"images of sample {self.id!r} is one path, {str(self.images)!r}: give a tuple of paths")
-        object.__setattr__(self, "images", tuple(Path(image) for image in self.images))
+        if isinstance(self.images, str | Path | ImageSource):
+            raise InputError(f"images of sample {self.id!r} is one image, {str(self.images)!r}: give a tuple of them")
+        object.__setattr__(self, "images", tuple(self._checked_picture(image) for image in self.images))
         if self.prompt is not None:
             self._check_prompt(self.prompt)
         if self.messages is not None:
@@ -78,6 +82,18 @@ class Sample:
             raise InputError(f"prompt of sample {self.id!r} is a {type(prompt).__name__}: give text")
         if not prompt and not self.images:
             raise InputError(f"sample {self.id!r} has an empty prompt and no image: give the model something to read")
+
+    def _checked_picture(self, picture: object) -> Picture:
+        if isinstance(picture, ImageSource):
+            return picture
+        if not isinstance(picture, str | os.PathLike):
+            raise InputError(
+                f"an image of sample {self.id!r} is a {type(picture).__name__}: give a path, ImageBytes or ImageUrl"
+            )
+        path = os.fspath(picture)
+        if is_url(path):
+            raise InputError(f"image {path!r} of sample {self.id!r} is a URL, not a path: give ImageUrl(url)")
+        return Path(path)
 
     def _checked_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
         turns: object = messages
@@ -178,7 +194,8 @@ class Dataset:
         """SHA-256 (hexadecimal) over all that the samples say, in order.
 
         Covers ids, groups, splits, prompts, messages, labels and the names of the image files, not their contents.
-        Image files under `root` count by their path below it, in POSIX form.
+        Image files under `root` count by their path below it, in POSIX form; images on the web by their address, and
+        images that are bytes by these.
 
         Raises
         ------
@@ -235,8 +252,11 @@ class Dataset:
         return replace(self, samples=tuple(sample for sample in self.samples if sample.group in taken))
 
 
-def _name(path: Path, root: Path | None) -> str:
-    """Path as it enters a fingerprint: below `root` if it lies there."""
+def _name(picture: Picture, root: Path | None) -> Any:
+    """An image as it enters a fingerprint: a path as text, below `root` if it lies there."""
+    if isinstance(picture, ImageSource):
+        return dict(picture.identity())
+    path = picture
     if root is not None and path.is_relative_to(root):
         path = path.relative_to(root)
     return path.as_posix()

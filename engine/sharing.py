@@ -35,12 +35,13 @@ class Reach:
     window, chunk
         How many positions back, and the length of the chunks that it stays in; None: all.
     image
-        Whether tokens of one image reach each other ahead as well: ``always``, or within the ``window``.
+        Whether tokens of one image reach each other ahead as well: ``always``, or within the ``window``; ``all``: those
+        of all images each other.
     """
 
     window: int | None = None
     chunk: int | None = None
-    image: Literal["never", "always", "window"] = "never"
+    image: Literal["never", "always", "window", "all"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Prefixed:
         """Which position attends to which: bool ``[sequence, 1, query, key]``."""
         block, chunk = self.image_block, self.place // (reach.chunk or 1)
         ahead = self.place.unsqueeze(2) - self.place.unsqueeze(1)
+        if reach.image == "all":
+            block = block.clamp(max=1)
         image = (block.unsqueeze(2) == block.unsqueeze(1)) & (block > 0).unsqueeze(2)
         allowed = ahead >= 0
         if reach.image == "window":
@@ -109,7 +112,7 @@ class Prefixed:
             allowed &= ahead < reach.window
         if reach.chunk is not None:
             allowed &= chunk.unsqueeze(2) == chunk.unsqueeze(1)
-        if reach.image == "always":
+        if reach.image in ("always", "all"):
             allowed |= image
         query, key = self.segment.unsqueeze(2), self.segment.unsqueeze(1)
         return (allowed & ((key == 0) | (key == query))).unsqueeze(1)
@@ -161,8 +164,8 @@ def find_sharing(model: Model, *, causal: bool) -> Sharing | str:
 def _reach(kind: str, model_type: str, text: Any) -> Reach:
     window = text.sliding_window if kind == "sliding_attention" else None
     chunk = text.attention_chunk_size if kind == "chunked_attention" else None
-    if model_type == "gemma3":
-        return Reach(window, chunk, "always")
+    if model_type in ("gemma3", "molmo2"):
+        return Reach(window, chunk, "always" if model_type == "gemma3" else "all")
     both_ways = getattr(text, "use_bidirectional_attention", None) == "vision" and window is not None
     return Reach(window, chunk, "window" if both_ways else "never")
 

@@ -74,6 +74,7 @@ KNOWN = {
     **dict.fromkeys(("mistral3", "pixtral"), Known(_LANGUAGE, "[IMG]", vision="model.vision_tower.transformer.layers")),
     "llama4": Known("language_model.model.layers", "<|image|>", "<|patch|>", vision="vision_model.model.layers"),
     "mllama": Known(_LANGUAGE, "<|image|>"),
+    "molmo2": Known(_LANGUAGE, "<|image|>", "<im_patch>", vision="model.vision_tower.layers"),
     **dict.fromkeys(
         ("blip-2", "instructblip"),
         Known(_OPT, "", "<image>", language="language_model", vision="vision_model.encoder.layers"),

@@ -72,6 +72,14 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "prompt": 1,
         "negatives": "random",
         "manifest": None,
+        "image_folder": None,
+        "prompts": None,
+        "hf_dataset": None,
+        "hf_config": None,
+        "hf_split": None,
+        "hf_revision": None,
+        "columns": None,
+        "remote_images": False,
         "limit": 100,
         "seed": 4,
         "prompt_format": "raw",
@@ -171,7 +179,21 @@ def test_an_override_of_something_that_is_no_section_is_refused() -> None:
         (MODEL | {"data": {"task": "recognition"}}, "data: the task 'recognition' needs both annotations and images"),
         (
             MODEL | {"data": {"task": "recognition", "annotations": "a", "images": "i", "manifest": "m"}},
-            "data: give either a task or a manifest, not both",
+            "data: give either task or manifest, not both",
+        ),
+        (
+            MODEL | {"data": {"image_folder": "photos", "prompts": "?", "hf_dataset": "user/name"}},
+            "data: give either image_folder or hf_dataset, not both",
+        ),
+        (
+            MODEL | {"data": {"manifest": "m", "prompts": ["?"]}},
+            "data: prompts is for image_folder or hf_dataset: name one, or leave prompts out",
+        ),
+        (MODEL | {"data": {"manifest": "m", "hf_split": "test"}}, "data: hf_split is for hf_dataset"),
+        (MODEL | {"data": {"image_folder": "photos", "prompts": []}}, r"data\.prompts: give at least one"),
+        (
+            MODEL | {"data": {"hf_dataset": "user/name", "columns": {"question": "prompt"}}},
+            r"data\.columns\.question.*'id', 'prompt', .*got 'question'",
         ),
     ],
 )

@@ -83,7 +83,9 @@ def test_two_sources_are_one_too_many(scenes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("section", [None, DataSection(), DataSection(limit=3)])
 def test_no_source_is_one_too_few(section: DataSection | None) -> None:
-    with pytest.raises(InputError, match=r"data is missing: name a manifest or a task in \[data\], or pass samples"):
+    with pytest.raises(
+        InputError, match=r"name a manifest, a task, an image_folder or an hf_dataset in \[data\], or pass"
+    ):
         load_dataset(section)
 
 

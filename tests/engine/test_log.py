@@ -46,7 +46,7 @@ def test_a_log_has_the_seconds_of_every_range_and_the_settings_of_the_pictures(
     ends = [end for times in log["ranges"].values() for end in times]
     assert all(0 <= end <= log["seconds"] + 1e-3 for end in ends)
     assert [full for full, _ in log["ranges"].values()] == sorted(full for full, _ in log["ranges"].values())
-    assert log["processor"]["images"]["size"] == {"shortest_edge": 32}
+    assert log["processor"]["images"]["size"] == {"height": 32, "width": 32}
     assert log["shared_prefix"] == "yes"
 
 

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonde.engine.picture import ImageBytes
+from sonde.engine.pixels import open_image
 from sonde.engine.sample import Dataset, Sample
 from sonde.errors import InputError
 
@@ -46,7 +48,9 @@ def test_samples_travel_between_processes() -> None:
         ({"prompt": 3}, "prompt of sample 'a' is a int"),
         ({"messages": ()}, "no chat"),
         ({"messages": ({"role": "user"},)}, "no chat"),
-        ({"prompt": "x", "images": "a.png"}, "one path"),
+        ({"prompt": "x", "images": "a.png"}, "images of sample 'a' is one image, 'a.png'"),
+        ({"prompt": "x", "images": ImageBytes(b"x")}, "images of sample 'a' is one image, 'of 1 bytes'"),
+        ({"prompt": "x", "images": (b"x",)}, "an image of sample 'a' is a bytes: give a path, ImageBytes or ImageUrl"),
         ({"prompt": "x", "group": 7}, "group 7"),
         ({"prompt": "x", "labels": {"y": ["u"]}}, "label 'y' of sample 'a' is a list"),
         ({"prompt": "x", "labels": {"y": (1, 2)}}, "label 'y' of sample 'a' is a tuple"),
@@ -65,6 +69,17 @@ def test_an_empty_id_is_refused() -> None:
 
 def test_an_image_alone_is_enough_to_read() -> None:
     assert Sample("a", prompt="", images=(Path("a.png"),)).prompt == ""
+
+
+def test_bytes_are_an_image_like_the_file_that_they_are_of(pictures: list[Path]) -> None:
+    image = ImageBytes(pictures[0].read_bytes())
+    assert Sample("a", prompt="x", images=(image,)).images == (image,)
+    assert open_image(image).tobytes() == open_image(pictures[0]).tobytes()
+    assert pickle.loads(pickle.dumps(image)) == image != ImageBytes(pictures[1].read_bytes())
+    with pytest.raises(InputError, match="the image of 5 bytes cannot be read: it has no format that Pillow knows"):
+        open_image(ImageBytes(b"hello"))
+    with pytest.raises(InputError, match="the data of an image are a str: give the bytes of an image file"):
+        ImageBytes("a.png")  # type: ignore[arg-type]
 
 
 def test_a_data_set_refuses_no_samples_and_repeated_ids() -> None:
@@ -101,6 +116,7 @@ BASE = Sample("a", prompt="x", images=(Path("i.png"),), group="g", split="s", la
         {"prompt": None, "messages": CHAT},
         {"images": (Path("j.png"),)},
         {"images": (Path("i.png"), Path("i.png"))},
+        {"images": (ImageBytes(b"i.png"),)},
         {"group": "h"},
         {"split": "t"},
         {"labels": {"y": 2, "z": None}},
@@ -134,6 +150,15 @@ def test_the_fingerprint_is_the_hash_of_one_json_line_per_sample() -> None:
         '{"group":"g","id":"a","images":["i.png"],"labels":{"y":1,"z":null},"messages":null,"prompt":"x","split":"s"}\n'
     )
     assert Dataset((BASE,)).fingerprint() == hashlib.sha256(line.encode()).hexdigest()
+
+
+def test_bytes_enter_the_fingerprint_by_their_digest() -> None:
+    line = (
+        '{"group":"a","id":"a","images":[{"sha256":"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}]'
+        ',"labels":{},"messages":null,"prompt":"x","split":""}\n'
+    )
+    data = Dataset((Sample("a", prompt="x", images=(ImageBytes(b"x"),)),))
+    assert data.fingerprint() == hashlib.sha256(line.encode()).hexdigest()
 
 
 def test_messages_that_are_no_json_have_no_fingerprint() -> None:

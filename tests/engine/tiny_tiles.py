@@ -103,7 +103,7 @@ def _idefics3(model_type: str) -> Made:
         image_seq_len=4,
         chat_template=chat(IMAGE),
     )
-    # SmolVLM takes the tokens of a tile in as many as a patch has pixels along an edge.
+    # From transformers 5.20 on SmolVLM wants as many tokens of a tile as fill blocks of its patch size.
     patch, scale = (4, 4) if model_type == "smolvlm" else (PATCH, 2)
     config = hf.AutoConfig.for_model(
         model_type,
@@ -173,6 +173,41 @@ def _mllama(model_type: str) -> Made:
     return hf.MllamaForConditionalGeneration(config), processor
 
 
+def _molmo2(model_type: str) -> Made:
+    import transformers as hf
+
+    names = ("im_patch", "im_col", "im_start", "low_res_im_start", "frame_start", "im_end", "frame_end", "im_low")
+    tokenizer = train_tokenizer((*(f"<{name}>" for name in names), "<|image|>", "<|video|>"))
+    cut = {"size": SQUARE, "patch_size": PATCH, "pooling_size": [2, 2]}
+    processor = hf.Molmo2Processor(
+        # Crops of four patches a side, of which the outer ones overlap with the next crop's.
+        hf.Molmo2ImageProcessor(**cut, overlap_margins=[1, 1], max_crops=4),
+        hf.Molmo2VideoProcessor(**cut),
+        tokenizer,
+        chat_template=chat("<|image|>"),
+    )
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    ids = {
+        f"{name}_id": tokenizer.convert_tokens_to_ids(f"<{token}>")
+        for name, token in {
+            "image_patch": "im_patch",
+            "image_start_token": "im_start",
+            "low_res_image_start_token": "low_res_im_start",
+            "image_end_token": "im_end",
+            "frame_start_token": "frame_start",
+            "frame_end_token": "frame_end",
+        }.items()
+    }
+    config = hf.Molmo2Config(
+        vision_config=VISION | heads | {"image_size": [IMAGE_SIZE, IMAGE_SIZE]},
+        adapter_config=heads
+        | {"hidden_size": HIDDEN, "intermediate_size": 48, "text_hidden_size": HIDDEN, "vision_feature_layer": [1, 0]},
+        text_config=text_config(tokenizer, head_dim=8, additional_vocab_size=8),
+        **ids,
+    )
+    return hf.Molmo2ForConditionalGeneration(config), processor
+
+
 TILE_BUILDERS: dict[str, Callable[[str], Made]] = {
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
@@ -180,4 +215,5 @@ TILE_BUILDERS: dict[str, Callable[[str], Made]] = {
     **dict.fromkeys(("idefics3", "smolvlm"), _idefics3),
     "llama4": _llama4,
     "mllama": _mllama,
+    "molmo2": _molmo2,
 }
