@@ -123,6 +123,7 @@ class RunSection(_Section):
     out: str | None = Field(None, description="path or URL of the store: run.zarr, s3://bucket/run.zarr")
     token_budget: int | None = Field(None, ge=1, description="padded tokens per batch")
     range_size: int | None = Field(None, ge=1, description="samples per range; planned if left out")
+    encoders: int = Field(0, ge=0, description="processes that decode images and prepare samples; 0: threads")
     shared_prefix: bool = Field(
         True, description="compute what prompts about one image begin with once, where it can be"
     )

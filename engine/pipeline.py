@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sonde.errors import InputError
 from sonde.store import Range
 
 from .batches import Batch, plan_batches
 from .inputs import Encoded
 from .packs import Pack, plan_packs
+from .preparing import preparing
 from .sample import Dataset, Sample
 from .session import Session
 from .trace import UNTRACED, Trace
@@ -48,9 +46,10 @@ def work_of(
     token_budget: int,
     *,
     fail: bool,
+    encoders: int = 0,
     trace: Trace = UNTRACED,
 ) -> Iterator[Work | Finished]:
-    """Prepare samples on threads and give them out in batches of similar length.
+    """Prepare samples, in processes or on threads, and give them out in batches of similar length.
 
     The data set's first sample is sample ``first`` of the store. The batches depend on the samples and the token budget
     alone, so a range that is done again gets the same ones.
@@ -59,19 +58,18 @@ def work_of(
     ------
     InputError
         For the first sample that cannot be prepared, if ``fail`` is set.
+    WorkerError
+        If a process that prepares samples dies.
     """
 
-    def encode(rows: Sequence[int]) -> list[Encoded | InputError]:
-        with trace.span("prepare", samples=len(rows)):
-            return session.encoder.several(rows, [dataset.samples[row - first] for row in rows])
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "sonde-encode") as pool:
+    with preparing(session.encoder, encoders, trace) as prepare:
         for range_ in ranges:
             skipped: dict[int, str] = {}
             window: list[Encoded] = []
-            for groups in _some(by_images(range(range_.start, range_.stop), dataset.samples, first)):
-                for rows, results in zip(groups, pool.map(encode, groups), strict=True):
-                    for row, result in zip(rows, results, strict=True):
+            for rows in _some(by_images(range(range_.start, range_.stop), dataset.samples, first)):
+                groups = [(group, [dataset.samples[row - first] for row in group]) for group in rows]
+                for group, results in zip(rows, prepare(groups), strict=True):
+                    for row, result in zip(group, results, strict=True):
                         if isinstance(result, Encoded):
                             window.append(result)
                         elif fail:

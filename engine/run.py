@@ -98,6 +98,7 @@ class Run:
         self._copy_out = CopyOut(session.model.device, getattr(torch, store.schema.numpy_dtype.name))
         self._token_budget = settings.token_budget or default_token_budget(session.model)
         self._fail = settings.on_error == "fail"
+        self._encoders = settings.encoders
         self.progress = Progress(0)
 
     def extract(self, ranges: Sequence[Range], progress: Progress) -> None:
@@ -108,7 +109,14 @@ class Run:
             return
         clock = time.perf_counter()
         work = work_of(
-            ranges, self._dataset, self._first, self._session, self._token_budget, fail=self._fail, trace=self._trace
+            ranges,
+            self._dataset,
+            self._first,
+            self._session,
+            self._token_budget,
+            fail=self._fail,
+            encoders=self._encoders,
+            trace=self._trace,
         )
         with Keeper(self._writer, self._session.capture, ranges[-1], self._trace) as keeper:
             with prefetch(work, _PREFETCHED_BATCHES) as items:

@@ -96,6 +96,7 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "out": "run.zarr",
         "token_budget": 1024,
         "range_size": 16,
+        "encoders": 0,
         "shared_prefix": True,
         "fsync": True,
         "on_error": "skip",
@@ -162,7 +163,7 @@ def test_an_override_of_something_that_is_no_section_is_refused() -> None:
         (MODEL | {"run": {"token_budgt": 1}}, r"run\.token_budgt is not a setting: did you mean 'token_budget'"),
         (
             MODEL | {"run": {"zzz": 1}},
-            r"run\.zzz is not a setting; there are out, token_budget, range_size, shared_prefix, fsync, on_error",
+            r"run\.zzz is not a setting; there are out, token_budget, range_size, encoders, shared_prefix, fsync",
         ),
         ({}, "model is missing"),
         ({"model": {}}, r"model\.name is missing"),
