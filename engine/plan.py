@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sonde.errors import InputError
-from sonde.store import Range, plan_ranges
+from sonde.store import ALL, ALL_IMAGE, ALL_TEXT, Range, plan_ranges
 
 from .batches import collate
 from .config import ExtractConfig
@@ -102,10 +102,12 @@ def plan_extraction(
         computed = sum(len(batch) * max(sample.length for sample in batch) for batch in batches)
         tokens_per_s, device_bytes = _try(session, batches)
         tokens = round(float(lengths.sum()) * share)
+        of_image = round(sum(int(sample.image.sum()) for sample in encoded) * share)
+        kept = {ALL: tokens, ALL_IMAGE: of_image, ALL_TEXT: tokens - of_image}
         itemsize = schema.storage_dtype.itemsize
         rows = len(ranges) * schema.range_size
         written = sum(
-            len(a.layers) * a.hidden * itemsize * (tokens if a.ragged else rows) for a in schema.arrays if not a.pooled
+            len(a.layers) * a.hidden * itemsize * kept.get(a.tokens, rows) for a in schema.arrays if not a.pooled
         )
         parameters = sum(p.nbytes for p in session.model.module.parameters())
         prepared = min(WINDOW_BYTES, round(sum(s.nbytes for s in encoded) * share))

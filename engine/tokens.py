@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sonde.errors import InputError
 from sonde.store import ALL
+
+from .selectors import MAX, POSITIONS, index_of
+from .selectors import SELECTORS as SELECTORS
+from .selectors import check_tokens as check_tokens
 
 if TYPE_CHECKING:
     import torch
-
-POSITIONS = ("last", "first")
-MEANS = ("mean", "image_mean", "text_mean")
-MAX = "max"
-SELECTORS = (*POSITIONS, *MEANS, MAX, ALL)
-# What is kept of a picture's patches: they have no last one that has seen the others.
-VISION_TOKENS = ("mean", "image_mean", MAX)
-
-_INDEX = re.compile(r"index:(-?[0-9]{1,9})")
-
-
-def index_of(tokens: str) -> int | None:
-    """The n of ``index:n``; None of other selectors."""
-    match = _INDEX.fullmatch(tokens)
-    return int(match[1]) if match else None
-
-
-def check_tokens(tokens: tuple[str, ...]) -> None:
-    """Raise InputError if a token selector is unknown or given twice."""
-    for name in tokens:
-        if name not in SELECTORS and index_of(name) is None:
-            raise InputError(f"unknown tokens {name!r} in capture.tokens; there are {', '.join(SELECTORS)}, index:n")
-        if tokens.count(name) > 1:
-            raise InputError(f"tokens {name!r} stand twice in capture.tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
