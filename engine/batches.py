@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .inputs import Encoded
@@ -33,6 +33,7 @@ class Batch:
     valid: torch.Tensor
     image: torch.Tensor
     vision_rows: tuple[int, ...] = ()
+    marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -85,7 +86,8 @@ def collate(samples: Sequence[Encoded], pad_token_id: int) -> Batch:
     if bool(valid.all()) and not samples[0].other:
         inputs.pop("attention_mask", None)
     rows = torch.tensor([sample.row for sample in samples])
-    return Batch(rows, inputs, valid, image, tuple(sample.vision_rows for sample in samples))
+    marks = {name: _join([sample.marks[name].unsqueeze(0) for sample in samples], False) for name in samples[0].marks}
+    return Batch(rows, inputs, valid, image, tuple(sample.vision_rows for sample in samples), marks)
 
 
 def split(batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], Sequence[Encoded]]:

@@ -129,6 +129,7 @@ class Recorder:
         valid: torch.Tensor,
         image: torch.Tensor,
         vision_rows: Sequence[int] = (),
+        marks: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run the model once.
 
@@ -154,7 +155,7 @@ class Recorder:
         """
         import torch
 
-        self._plan(valid, image)
+        self._plan(valid, image, marks)
         self._batch_shape = tuple(valid.shape)
         self._found, self._after_last, self._vision_rows = {}, False, vision_rows
         model = self._model if "pixel_values" in inputs else self._text_model
@@ -185,11 +186,13 @@ class Recorder:
                 )
         return {site: torch.stack(layers) for site, layers in states.items()}
 
-    def _plan(self, valid: torch.Tensor, image: torch.Tensor) -> None:
-        text = Selection.plan(self._capture.tokens, valid, image)
+    def _plan(self, valid: torch.Tensor, image: torch.Tensor, marks: Mapping[str, torch.Tensor] | None) -> None:
+        text = Selection.plan(self._capture.tokens, valid, image, marks)
         self._selections = dict.fromkeys(self._capture.sites, text)
         if CONNECTOR in self._selections:
-            self._selections[CONNECTOR] = Selection.plan(self._capture.tokens_of(CONNECTOR), valid & image, image)
+            self._selections[CONNECTOR] = Selection.plan(
+                self._capture.tokens_of(CONNECTOR), valid & image, image, marks
+            )
 
     @property
     def _takes_cache(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sonde.errors import ModelError
-from sonde.store import ALL, Commit, Range, Store, as_numpy
+from sonde.store import ALL, ALL_IMAGE, ALL_TEXT, RAGGED, Commit, Range, Store, as_numpy
 
 from .batches import Batch, collate, split
 from .capture import CONNECTOR
@@ -158,15 +158,16 @@ class Run:
         """Put the states of a batch, by site ``[layer, batch, selected + position, hidden]``, to their places."""
         rows = batch.rows.numpy()
         for site, states in host.items():
-            reduced = [tokens for tokens in self._session.capture.tokens_of(site) if tokens != ALL]
+            reduced = [tokens for tokens in self._session.capture.tokens_of(site) if tokens not in RAGGED]
             for k, tokens in enumerate(reduced):
                 buffers[f"{site}/{tokens}"][:, rows - range_.start] = states[:, :, k]
-            if ALL in self._session.capture.tokens_of(site):
+            for which in (tokens for tokens in self._session.capture.tokens_of(site) if tokens in RAGGED):
                 ids, image = batch.inputs["input_ids"].numpy(), batch.image.numpy()
                 kept = batch.valid.numpy() & image if site == CONNECTOR else batch.valid.numpy()
+                kept = kept & {ALL: True, ALL_IMAGE: image, ALL_TEXT: ~image}[which]
                 for i, row in enumerate(rows.tolist()):
                     values = states[:, i, len(reduced) :][:, kept[i]]
-                    buffers[f"{site}/{ALL}"].put(row, values, ids[i, kept[i]], image[i, kept[i]])
+                    buffers[f"{site}/{which}"].put(row, values, ids[i, kept[i]], image[i, kept[i]])
 
     def _count_skipped(self, item: Finished) -> None:
         self.progress.samples += len(item.skipped)

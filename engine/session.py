@@ -74,4 +74,5 @@ class Session:
             key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
             for key, value in batch.inputs.items()
         }
-        return self.recorder.run(inputs, batch.valid.to(device), batch.image.to(device), batch.vision_rows)
+        marks = {name: mark.to(device) for name, mark in batch.marks.items()}
+        return self.recorder.run(inputs, batch.valid.to(device), batch.image.to(device), batch.vision_rows, marks)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sonde.store import ALL
+from sonde.store import RAGGED
 
 from .selectors import MAX, POSITIONS, index_of
 from .selectors import SELECTORS as SELECTORS
@@ -40,7 +41,13 @@ class Selection:
     everything: bool
 
     @classmethod
-    def plan(cls, tokens: tuple[str, ...], valid: torch.Tensor, image: torch.Tensor) -> Selection:
+    def plan(
+        cls,
+        tokens: tuple[str, ...],
+        valid: torch.Tensor,
+        image: torch.Tensor,
+        marks: Mapping[str, torch.Tensor] | None = None,
+    ) -> Selection:
         """Find the positions of one batch.
 
         Parameters
@@ -54,7 +61,7 @@ class Selection:
         """
         import torch
 
-        masks = {"mean": valid, "image_mean": valid & image, "text_mean": valid & ~image}
+        masks = {"mean": valid, "image_mean": valid & image, "text_mean": valid & ~image, **(marks or {})}
         kept = [name for name in tokens if name in POSITIONS or index_of(name) is not None]
         means = [name for name in tokens if name in masks]
         batch, positions = valid.shape
@@ -66,13 +73,13 @@ class Selection:
             mask = masks[name].float()
             weights[:, i] = mask / mask.sum(dim=1, keepdim=True)
         places = [*kept, *means, MAX]
-        order = [places.index(name) for name in tokens if name != ALL]
+        order = [places.index(name) for name in tokens if name not in RAGGED]
         return cls(
             torch.cat(index, dim=1) if index else number.new_zeros((batch, 0)),
             weights,
             valid if MAX in tokens else None,
             torch.tensor(order, dtype=torch.int64, device=valid.device),
-            ALL in tokens,
+            any(name in RAGGED for name in tokens),
         )
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

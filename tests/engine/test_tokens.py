@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sonde.engine.tokens import SELECTORS, Selection, check_tokens
 from sonde.errors import InputError
+from sonde.store import RAGGED
 
 ALL_SELECTORS = (*SELECTORS, "index:0", "index:-2")
 ROW = st.lists(st.booleans(), min_size=2, max_size=7).filter(lambda row: any(row) and not all(row))
@@ -29,10 +30,10 @@ def test_selection_takes_and_averages_the_positions_that_it_names(
     image = torch.tensor([row + [True] * (width - len(row)) for row in rows])
     hidden = torch.randn(len(rows), width, 3, generator=torch.Generator().manual_seed(0))
     got = Selection.plan(wanted, valid, image)(hidden)
-    if "all" in wanted:
+    if any(name in RAGGED for name in wanted):
         # Every position follows what was selected.
         assert got[:, -width:].equal(hidden)
-        got, wanted = got[:, :-width], tuple(name for name in wanted if name != "all")
+        got, wanted = got[:, :-width], tuple(name for name in wanted if name not in RAGGED)
     assert got.shape == (len(rows), len(wanted), 3)
     for i, row in enumerate(rows):
         x = hidden[i, : len(row)].numpy()
