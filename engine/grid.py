@@ -103,6 +103,10 @@ def _shape(
         # Patches of which each square of so many sides becomes one token (Qwen-VL).
         _, height, width = tensors["image_grid_thw"][0].tolist()
         return height // vision.spatial_merge_size, width // vision.spatial_merge_size
+    if kind == "gemma4":
+        # Column and row of each patch, -1 behind the last.
+        across, down = (tensors["image_position_ids"][0].amax(dim=0) + 1).tolist()
+        return down // vision.pooling_kernel_size, across // vision.pooling_kernel_size
     if kind == "mistral3" or (kind == "llava" and getattr(vision, "model_type", None) == "pixtral"):
         side = vision.patch_size * getattr(config, "spatial_merge_size", 1)
         height, width = tensors["image_sizes"][0].tolist()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from sonde.engine import Sample
 from sonde.engine.capture import Capture
 from sonde.engine.config import ModelSection
-from sonde.engine.grid import tokens_at
+from sonde.engine.grid import find_grid, tokens_at
 from sonde.engine.inputs import Encoder
 from sonde.engine.model import Model, load_model
 from sonde.errors import InputError
@@ -74,6 +75,7 @@ GRIDS = {
     "pixtral": ((32, 16), (2, 4)),
     "mistral3": ((32, 16), (2, 4)),
     "gemma3": ((32, 32), (2, 2)),
+    "gemma4": ((40, 24), (6, 10)),
     "internvl": ((32, 32), (2, 2)),
     "idefics3": ((32, 32), (2, 2)),
 }
@@ -159,7 +161,13 @@ def test_samples_without_a_grid_are_refused(load: Callable[[str], Model], pictur
     for model_type in ("internvl", "idefics3"):
         with pytest.raises(InputError, match="sample 'a': its first image is cut into tiles"):
             encoder(load(model_type), "image:0,0")(0, Sample("a", prompt="a", images=(wide,)))
-    with pytest.raises(InputError, match="how the image tokens of gemma4 lie in the picture is not known"):
-        encoder(load("gemma4"), "image:0,0")(0, Sample("a", prompt="a", images=(wide,)))
     with pytest.raises(InputError, match=r"tokens image:0,0:1x2: it has no image positions"):
         encoder(load("llava"), "image:0,0:1x2")(0, Sample("a", prompt="a"))
+
+
+def test_a_family_whose_layout_is_not_known_is_refused() -> None:
+    import torch
+
+    config = SimpleNamespace(model_type="another", vision_config=SimpleNamespace())
+    with pytest.raises(InputError, match="how the image tokens of another lie in the picture is not known"):
+        find_grid({}, torch.tensor([False, True, True, True, True]), config, 1)

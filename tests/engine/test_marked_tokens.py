@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from sonde.engine import Sample, extract
+from sonde.engine.plan import plan_extraction
 from sonde.engine.scenes import write_scenes
 from sonde.store import as_float32
 
 from .reference import Reference
 from .runs import configuration, prompt, values
-from .tiny_parts import LAYERS
+from .tiny_parts import HIDDEN, LAYERS
 
 RAW = {"prompt_format": "raw"}
 
@@ -101,6 +102,19 @@ def test_the_tokens_of_one_modality_are_kept_alone(
             assert part.modality[here].tolist() == image[mask].tolist()
         got = store.tokens("connector", 0, "all:image")[i]
         np.testing.assert_allclose(as_float32(got), reference.points[0][image], rtol=1e-4, atol=1e-5)
+
+
+def test_a_dry_run_counts_the_bytes_of_one_modality(
+    model_folder: Callable[[str], Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    samples = [Sample(f"s{i}", prompt=prompt(i, 3 + i), images=(pictures[0],)) for i in range(4)]
+    for tokens in ("all:image", "all:text"):
+        config = configuration(
+            model_folder("llava"), tmp_path / f"{tokens}.zarr", data=RAW, capture={"tokens": [tokens]}
+        )
+        planned = plan_extraction(config, samples=samples)
+        layer = extract(config, samples=samples).tokens("resid_post", 0, tokens)
+        assert planned.bytes_written == LAYERS * int(layer.lengths.sum()) * HIDDEN * 4
 
 
 def test_a_sample_without_what_is_asked_for_is_skipped(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
