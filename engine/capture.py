@@ -30,7 +30,7 @@ from typing import Any
 from sonde.errors import InputError
 from sonde.store import ArraySpec
 
-from .tokens import VISION_TOKENS, check_tokens
+from .selectors import VISION_TOKENS, check_tokens, has_positions
 
 STREAM = ("embed", "resid_pre", "resid_post", "final_norm")
 PARTS = ("attn_out", "mlp_out", "z")
@@ -131,7 +131,7 @@ class Capture:
         if site == VISION:
             return tuple(t for t in self.tokens if t in VISION_TOKENS)
         # All positions of the connector are the image's.
-        return tuple(t for t in self.tokens if site != CONNECTOR or t != "text_mean")
+        return tuple(t for t in self.tokens if has_positions(t, in_image=site == CONNECTOR))
 
     def arrays(self, widths: Mapping[str, int]) -> tuple[ArraySpec, ...]:
         """The store's arrays, of the given lengths of a vector by site."""

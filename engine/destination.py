@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sonde.errors import InputError, StoreError
-from sonde.store import ALL, DTYPES, Labels, Location, Range, Schema, Store, ensure_vacant, plan_range_size
+from sonde.store import DTYPES, Labels, Location, Range, Schema, Store, ensure_vacant, plan_range_size
 
 from .capture import FIXED, Capture
 from .config import ExtractConfig
@@ -68,7 +68,7 @@ def plan_schema(config: ExtractConfig, dataset: Dataset, session: Session) -> Sc
     arrays = capture.arrays(session.widths)
     dtype = config.capture.dtype or config.model.dtype
     row_bytes = [array.hidden * DTYPES[dtype].itemsize for array in arrays]
-    if ALL in capture.tokens:
+    if any(array.ragged for array in arrays):
         of_layers = sum(len(a.layers) * a.hidden for a in arrays if a.ragged) * DTYPES[dtype].itemsize
         # A range's chunk budget stands for one row here, so many times smaller than the range's.
         row_bytes.append(-(-_mean_length(dataset, encoder) * of_layers * _CHUNK_BYTES // _RANGE_BYTES))

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sonde.errors import InputError
 
+from .alignment import Heard
 from .capture import CONNECTOR, VISION, Capture
+from .marks import Marks
 from .model import Model
 from .pixels import count_vision_rows, open_image
 from .sample import Sample
+from .selectors import index_of, needs_image, needs_text
 from .structure import text_side
-from .tokens import index_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,8 @@ class Encoded:
     vision_rows
         How many rows of the vision tower's input are the sample's; 0 if there are none, or it cannot be told.
     marks
-        Selector -> bool ``[position]``: the positions of a span or a region.
+        bool ``[position]`` by selector, of those asked for whose positions are the sample's own to say: ``span:…`` and
+        ``image:…``. At least one position each.
     """
 
     row: int
@@ -137,7 +140,8 @@ class Encoder:
     Raises
     ------
     InputError
-        If the model has no chat template for ``chat``, or ``truncate`` leaves no room for text.
+        If the model has no chat template for ``chat``, ``truncate`` leaves no room for text, or the model can have no
+        positions for a selector.
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class Encoder:
         self._max_length = model.max_length
         self._capture = capture
         self._truncate = truncate
+        self._marks = Marks(capture.tokens, model.processor, self._config)
         has_template = bool(getattr(model.processor, "chat_template", None))
         if prompt_format == "auto":
             prompt_format = "chat" if has_template and self._takes_images else "raw"
@@ -225,17 +230,20 @@ class Encoder:
                 raise InputError("it has an image, but the model takes text only")
             if len(images) > 1 and self._places_image:
                 raise InputError(f"it has {len(images)} images, but the model takes one to a prompt")
-            tensors = self._process(*self._render(sample), images, pictures.processor)
-            return self._check(row, tensors, bool(images))
+            text, templated = self._render(sample)
+            heard: list[Heard] = []
+            tensors = self._process(text, templated, images, pictures.processor, heard)
+            encoded = self._check(row, tensors, bool(images))
+            return replace(encoded, marks=self._mark(sample, text, heard, encoded))
         except InputError as error:
             raise InputError(f"sample {sample.id!r}: {error}") from error
 
     def _render(self, sample: Sample) -> tuple[str, bool]:
         """Text that the tokenizer is given, and whether a chat template made it."""
         n_images = len(sample.images)
-        if sample.messages is not None or self.prompt_format == "chat":
-            messages = sample.messages or ({"role": "user", "content": sample.prompt},)
-            text, templated = self._through_template(messages, n_images), True
+        turns = self._turns(sample)
+        if turns is not None:
+            text, templated = self._through_template(turns, n_images), True
         else:
             assert sample.prompt is not None
             text, templated = sample.prompt, False
@@ -249,6 +257,12 @@ class Encoder:
         # A template places images by marks of its own kind; a raw prompt may leave them out.
         placed = templated or self._places_image
         return text if placed else self._placeholder * (n_images - there) + text, templated
+
+    def _turns(self, sample: Sample) -> Sequence[Mapping[str, Any]] | None:
+        """What goes through the chat template; None if the prompt is given as it is."""
+        if sample.messages is None and self.prompt_format == "chat":
+            return ({"role": "user", "content": sample.prompt},)
+        return sample.messages
 
     def _through_template(self, turns: Sequence[Mapping[str, Any]], n_images: int) -> str:
         import jinja2
@@ -270,7 +284,9 @@ class Encoder:
         except (ValueError, TypeError, LookupError, jinja2.TemplateError) as error:
             raise InputError(f"the model's chat template refuses its messages: {error}") from error
 
-    def _process(self, text: str, templated: bool, images: list[Image], processor: Any) -> dict[str, torch.Tensor]:
+    def _process(
+        self, text: str, templated: bool, images: list[Image], processor: Any, heard: list[Heard]
+    ) -> dict[str, torch.Tensor]:
         bos = self._tokenizer.bos_token
         options: dict[str, Any] = {"return_tensors": "pt"}
         # As transformers has it: a chat template says all of a text model's special tokens, and none is said twice.
@@ -279,6 +295,7 @@ class Encoder:
         if self._truncate and not images:
             processor = self._truncating
             options |= {"truncation": True, "max_length": self._truncate}
+        processor = self._marks.listening(processor, heard)
         try:
             if self._takes_images:
                 return dict(processor(text=[text], images=[images] if images else None, **options))
@@ -314,12 +331,23 @@ class Encoder:
         other = {key: value for key, value in tensors.items() if key not in sequence}
         return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config))
 
+    def _mark(self, sample: Sample, text: str, heard: Sequence[Heard], encoded: Encoded) -> dict[str, torch.Tensor]:
+        """Positions that the sample has for the selectors of its own; ``text`` is what the processor was given."""
+        n_images, ids = len(sample.images), encoded.sequence["input_ids"][0]
+
+        def render(turns: Sequence[Mapping[str, Any]]) -> str:
+            return self._through_template(turns, n_images)
+
+        of_spans = self._marks.of_spans(sample, self._turns(sample), render, text, heard, ids, encoded.image)
+        return of_spans | self._marks.of_regions(encoded.other, encoded.image, n_images)
+
     def _check_positions(self, length: int, n_image: int) -> None:
         """Raise InputError if a site or selector has no position to read in a sample."""
-        if "image_mean" in self._capture.tokens and not n_image:
-            raise InputError("tokens image_mean: it has no image positions")
-        if "text_mean" in self._capture.tokens and n_image == length:
-            raise InputError("tokens text_mean: it has no text positions")
+        for tokens in self._capture.tokens:
+            if needs_image(tokens) and not n_image:
+                raise InputError(f"tokens {tokens}: it has no image positions")
+            if needs_text(tokens) and n_image == length:
+                raise InputError(f"tokens {tokens}: it has no text positions")
         for site in (CONNECTOR, VISION):
             if site in self._capture.sites and not n_image:
                 raise InputError(f"site {site}: it has no image")

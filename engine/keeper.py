@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from sonde.store import Range, RangeWriter
+from sonde.store import RAGGED, Range, RangeWriter
 
 from .batches import Batch
 from .capture import CONNECTOR, Capture
 from .copy_out import SLOTS, Arriving
 from .pipeline import Finished
-from .tokens import RAGGED, ragged_masks
+from .tokens import ragged_masks
 from .trace import Trace
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sonde.store.table import Row, read_rows
 from .picture import Picture, is_url, named_picture
 from .sample import Dataset, LabelValue, Sample
 
-RESERVED = ("id", "prompt", "messages", "image", "images", "group", "split")
+RESERVED = ("id", "prompt", "messages", "image", "images", "group", "split", "spans")
 """Columns with a meaning of their own; every other column is a label."""
 
 
@@ -20,9 +20,10 @@ def read_manifest(path: str | Path, *, remote_images: bool = False) -> Dataset:
     """Read a data set from a JSONL (``.jsonl``, ``.ndjson``), CSV (``.csv``) or Parquet (``.parquet``) file.
 
     Columns: `id`; `prompt` and/or `messages` (a list of chat turns, in CSV as JSON), exactly one of them per row;
-    optionally `image` (one path) or `images` (a list of paths; in CSV as JSON, or one path), `group` and `split`.
-    Every other column is a label. Relative image paths are relative to the manifest's folder; with `remote_images`
-    an image may be a URL.
+    optionally `image` (one path) or `images` (a list of paths; in CSV as JSON, or one path), `group`, `split` and
+    `spans` (a mapping of names to ``[start, stop]`` in characters of the prompt, or to a text that stands there once;
+    in CSV as JSON). Every other column is a label. Relative image paths are relative to the manifest's folder; with
+    `remote_images` an image may be a URL.
 
     Ids are text: ``007`` stays ``007``. A list as a label becomes a tuple of strings (multi-label); NaN becomes None.
     A label column of a CSV file is of integers, floats, bools (true/false) or JSON lists if all its cells are, else
@@ -83,6 +84,7 @@ def make_sample(row: Row, picture: Callable[[Any], Picture]) -> Sample:
             images=tuple(picture(entry) for entry in _image_entries(cells)),
             group=_text("group", cells.get("group")),
             split=_text("split", cells.get("split")),
+            spans=_spans(cells.get("spans")),
             labels={name: _label(name, value) for name, value in cells.items() if name not in RESERVED},
         )
     except InputError as error:
@@ -147,6 +149,18 @@ def _messages(value: object) -> tuple[Mapping[str, Any], ...] | None:
     return tuple(turns)
 
 
+def _spans(value: object) -> Mapping[str, Any]:
+    """Spans of a row; Parquet gives a map as a list of pairs, and in a structure every row the names of all others."""
+    if value is None:
+        return {}
+    spans = _json("spans", value) if isinstance(value, str) else value
+    if isinstance(spans, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in spans):
+        spans = dict(spans)
+    if not isinstance(spans, dict):
+        raise InputError(f"spans is a {type(spans).__name__}: give a mapping of names to [start, stop] or text")
+    return {name: place for name, place in spans.items() if place is not None}
+
+
 def _without_nulls(value: Any) -> Any:
     """Drop null fields at any depth: Parquet gives every turn and part the fields of all others."""
     if isinstance(value, dict):
@@ -160,4 +174,5 @@ def _json(column: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InputError(f"{column} is not JSON ({error}): give a JSON list") from error
+        form = "mapping" if column == "spans" else "list"
+        raise InputError(f"{column} is not JSON ({error}): give a JSON {form}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonde.store import plan_ranges
+from sonde.store import ALL, ALL_IMAGE, ALL_TEXT, plan_ranges
 
 from .calibrate import find_token_budget, measure, read_excerpt
 from .config import ExtractConfig
@@ -101,10 +101,10 @@ def plan_extraction(
         tokens_per_s, device_bytes = measure(session, excerpt.batches)
         itemsize = schema.storage_dtype.itemsize
         rows = len(ranges) * schema.range_size
+        of_image = round(sum(int(sample.image.sum()) for sample in excerpt.samples) * excerpt.share)
+        kept = {ALL: excerpt.tokens, ALL_IMAGE: of_image, ALL_TEXT: excerpt.tokens - of_image}
         written = sum(
-            len(a.layers) * a.hidden * itemsize * (excerpt.tokens if a.ragged else rows)
-            for a in schema.arrays
-            if not a.pooled
+            len(a.layers) * a.hidden * itemsize * kept.get(a.tokens, rows) for a in schema.arrays if not a.pooled
         )
         parameters = sum(p.nbytes for p in session.model.module.parameters())
         prepared = min(WINDOW_BYTES, round(sum(s.nbytes for s in excerpt.samples) * excerpt.share))

@@ -13,6 +13,7 @@ import numpy as np
 from sonde.errors import InputError
 
 from .picture import ImageSource, Picture, is_url
+from .spans import SpanValue, check_spans
 
 LabelValue = str | int | float | bool | None | tuple[str, ...]
 """One cell of a label column: a class, a number, nothing known, or the names that hold (multi-label)."""
@@ -39,6 +40,9 @@ class Sample:
         Name of a fixed split ("train", "test", ...), or empty.
     labels
         One value per label column; a column that is absent here counts as None.
+    spans
+        Named parts of the prompt for the selectors ``span:NAME``: (start, stop) in characters, or a text that stands
+        in the prompt exactly once, which becomes its (start, stop). Of messages always text.
 
     Raises
     ------
@@ -53,6 +57,7 @@ class Sample:
     group: str = ""
     split: str = ""
     labels: Mapping[str, LabelValue] = field(default_factory=dict, hash=False)
+    spans: Mapping[str, SpanValue] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("id", "group", "split"):
@@ -73,6 +78,10 @@ class Sample:
             object.__setattr__(self, "messages", self._checked_messages(self.messages))
         for name, value in self.labels.items():
             self._check_label(name, value)
+        try:
+            object.__setattr__(self, "spans", check_spans(self.spans, self.prompt, self.messages or ()))
+        except InputError as error:
+            raise InputError(f"sample {self.id!r}: {error}") from error
         # Copies, so that a mapping that the caller changes later does not change a frozen sample.
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "group", self.group or self.id)
@@ -133,6 +142,8 @@ class Dataset:
     root
         Folder that image paths are named relative to in `fingerprint`, so that a data set has one fingerprint
         wherever it lies.
+    derived_spans
+        Whether the samples' spans follow from their prompts, as a task's do: `fingerprint` leaves such spans out.
 
     Raises
     ------
@@ -143,6 +154,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     root: Path | None = None
+    derived_spans: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(self.samples))
@@ -193,9 +205,9 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over all that the samples say, in order.
 
-        Covers ids, groups, splits, prompts, messages, labels and the names of the image files, not their contents.
-        Image files under `root` count by their path below it, in POSIX form; images on the web by their address, and
-        images that are bytes by these.
+        Covers ids, groups, splits, prompts, messages, labels, spans where there are any, and the names of the image
+        files, not their contents. Image files under `root` count by their path below it, in POSIX form; images on the
+        web by their address, and images that are bytes by these.
 
         Raises
         ------
@@ -204,7 +216,7 @@ class Dataset:
         """
         digest = hashlib.sha256()
         for sample in self.samples:
-            content = {
+            content: dict[str, Any] = {
                 "id": sample.id,
                 "group": sample.group,
                 "split": sample.split,
@@ -213,6 +225,8 @@ class Dataset:
                 "images": [_name(image, self.root) for image in sample.images],
                 "labels": sample.labels,
             }
+            if sample.spans and not self.derived_spans:
+                content["spans"] = sample.spans
             try:
                 line = json.dumps(content, sort_keys=True, separators=(",", ":"))
             except TypeError as error:

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sonde.errors import InputError
-from sonde.store import ALL
+from sonde.store import ALL, ALL_IMAGE, ALL_TEXT, RAGGED
+
+from .selectors import MAX, POSITIONS, index_of
 
 if TYPE_CHECKING:
     import torch
-
-POSITIONS = ("last", "first")
-MEANS = ("mean", "image_mean", "text_mean")
-MAX = "max"
-SELECTORS = (*POSITIONS, *MEANS, MAX, ALL)
-RAGGED = (ALL,)
-# What is kept of a picture's patches: they have no last one that has seen the others.
-VISION_TOKENS = ("mean", "image_mean", MAX)
-
-_INDEX = re.compile(r"index:(-?[0-9]{1,9})")
-
-
-def index_of(tokens: str) -> int | None:
-    """The n of ``index:n``; None of other selectors."""
-    match = _INDEX.fullmatch(tokens)
-    return int(match[1]) if match else None
-
-
-def check_tokens(tokens: tuple[str, ...]) -> None:
-    """Raise InputError if a token selector is unknown or given twice."""
-    for name in tokens:
-        if name not in SELECTORS and index_of(name) is None:
-            raise InputError(f"unknown tokens {name!r} in capture.tokens; there are {', '.join(SELECTORS)}, index:n")
-        if tokens.count(name) > 1:
-            raise InputError(f"tokens {name!r} stand twice in capture.tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +50,8 @@ class Layout:
 
     def of_image(self) -> Layout:
         """The image's positions alone."""
-        return replace(self, valid=self.valid & self.image)
+        marks = {name: mark & self.image for name, mark in self.marks.items()}
+        return replace(self, valid=self.valid & self.image, marks=marks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +160,8 @@ class Selection:
 
 def ragged_masks(tokens: tuple[str, ...], layout: Layout) -> dict[str, torch.Tensor]:
     """Ragged selector -> bool ``[sample, position]``: the positions that it keeps, in the order of `Selection.kept`."""
-    masks = {ALL: layout.valid}
+    valid, image = layout.valid, layout.image
+    masks = {ALL: valid, ALL_IMAGE: valid & image, ALL_TEXT: valid & ~image}
     return {name: masks[name] for name in tokens if name in masks}
 
 

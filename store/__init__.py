@@ -10,7 +10,7 @@ from .location import Location
 from .metadata import ensure_vacant
 from .pooling import MODALITIES, POOLINGS
 from .ranges import Range, plan_range_size, plan_ranges
-from .schema import ALL, DTYPES, ArraySpec, Part, Schema, versions
+from .schema import ALL, ALL_IMAGE, ALL_TEXT, DTYPES, RAGGED, ArraySpec, Part, Schema, versions
 from .store import Store
 from .token_buffer import TokenBuffer
 from .token_layer import TokenLayer, TokenRange
@@ -19,9 +19,12 @@ from .writer import RangeWriter
 
 __all__ = [
     "ALL",
+    "ALL_IMAGE",
+    "ALL_TEXT",
     "DTYPES",
     "MODALITIES",
     "POOLINGS",
+    "RAGGED",
     "ArrayCommit",
     "ArraySpec",
     "Commit",

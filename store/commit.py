@@ -14,7 +14,7 @@ from sonde.errors import CorruptStoreError
 from .chunks import CRC_BYTES, Chunk
 from .codecs import CODECS, max_encoded_bytes, min_encoded_bytes
 from .location import Location
-from .pooling import POOLINGS
+from .pooling import POOLINGS, source_of
 from .ranges import Range
 from .schema import MAX_CHUNK_BYTES, ArraySpec, Schema, canonical, checksum
 
@@ -211,7 +211,7 @@ def tokens_folder(spec: ArraySpec, range_: Range) -> str:
 def _pooled(name: str, schema: Schema) -> bool:
     """Whether an array may be one that a pooling left which did not come to its end."""
     site, _, tokens = name.rpartition("/")
-    return tokens in POOLINGS and any(spec.ragged and spec.site == site for spec in schema.arrays)
+    return tokens in POOLINGS and source_of(schema.arrays, site, tokens) is not None
 
 
 class _Misfit(Exception):

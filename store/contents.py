@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.errors import CorruptStoreError, StoreError
+from sonde.errors import CorruptStoreError, InputError, StoreError
 
 from . import label_groups, metadata
 from .columns import read_columns
@@ -21,7 +21,7 @@ from .layer import Layer
 from .locate import locate
 from .location import Location
 from .ranges import Range
-from .schema import ALL, ArraySpec, Schema
+from .schema import ALL, RAGGED, ArraySpec, Schema
 from .token_layer import TokenLayer
 
 
@@ -174,21 +174,38 @@ class Contents:
         """
         spec = self.array(site, tokens)
         if spec.ragged:
+            kind = tokens.removeprefix(ALL).removeprefix(":")
+            which, rows = (f"{kind} token", f"{kind}_mean") if kind else ("token", "mean")
             raise StoreError(
-                f"{self.location}: '{spec.name}' keeps every token, not one row per sample: read it with "
-                f"store.tokens({site!r}, {layer}), or make rows of it with store.pool('mean')"
+                f"{self.location}: '{spec.name}' keeps every {which}, not one row per sample: read it with "
+                f"store.tokens({site!r}, {layer}{f', {tokens!r}' if kind else ''}), or make rows of it with "
+                f"store.pool({rows!r})"
             )
         return Layer(self.location, self.schema, *self._ensure_layer(spec, layer), self.commits)
 
-    def tokens(self, site: str, layer: int) -> TokenLayer:
-        """All tokens of one layer of a site, to be read by sample or by range.
+    def tokens(self, site: str, layer: int, tokens: str = ALL) -> TokenLayer:
+        """The tokens of one layer of a site, to be read by sample or by range.
+
+        Parameters
+        ----------
+        site, layer
+            Where.
+        tokens
+            ``all``, or those of one modality where they were kept: ``all:image``, ``all:text``.
 
         Raises
         ------
         StoreError
-            If the store does not keep all tokens of this site, or has no such layer.
+            If the store does not keep these tokens of this site, or has no such layer.
+        InputError
+            If ``tokens`` is none of these.
         """
-        return TokenLayer(self.location, self.schema, *self._ensure_layer(self.array(site, ALL), layer), self.commits)
+        if tokens not in RAGGED:
+            raise InputError(
+                f"{tokens!r} keeps one row per sample: read it with store.layer, or give one of {', '.join(RAGGED)}"
+            )
+        spec = self.array(site, tokens)
+        return TokenLayer(self.location, self.schema, *self._ensure_layer(spec, layer), self.commits)
 
     def _ensure_layer(self, spec: ArraySpec, layer: int) -> tuple[ArraySpec, int]:
         if layer not in spec.layers:

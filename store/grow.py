@@ -1,4 +1,4 @@
-"""What is added to a store later: samples in ranges of their own, and arrays pooled of all tokens."""
+"""What is added to a store later: samples in ranges of their own, and arrays pooled of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import metadata
 from .columns import check_columns
 from .commit import Commit
 from .contents import Contents
-from .pooling import check_pooling, pool
+from .pooling import check_pooling, pool, source_of
 from .schema import ALL, SCHEMA_VERSION, ArraySpec, Part
 from .writer import WRITERS, RangeWriter
 
@@ -69,7 +69,10 @@ def append_samples(store: Contents, columns: Mapping[str, Sequence[str]], *, fin
 
 
 def pool_tokens(store: Contents, tokens: str, *, sites: Sequence[str] | None = None) -> tuple[ArraySpec, ...]:
-    """Make an array of one row per sample out of all tokens, without the model.
+    """Make an array of one row per sample out of an array of tokens, without the model.
+
+    Of arrays of ``all`` tokens every pooling can be made; of ``all:image`` its ``image_mean``, of ``all:text`` its
+    ``text_mean``.
 
     The mean and the maximum are taken in float32. Ranges that are extracted later fill the array as well.
 
@@ -79,7 +82,7 @@ def pool_tokens(store: Contents, tokens: str, *, sites: Sequence[str] | None = N
         ``last``, ``first``, ``mean``, ``max``, ``image_mean`` or ``text_mean``, and the new array's name. A sample
         without such a token gets a row of NaN.
     sites
-        Which; all that keep every token if left out.
+        Which; all that keep the tokens if left out.
 
     Returns
     -------
@@ -91,14 +94,19 @@ def pool_tokens(store: Contents, tokens: str, *, sites: Sequence[str] | None = N
     InputError
         If there is no such pooling.
     StoreError
-        If a site does not keep all tokens, or has such an array already.
+        If a site does not keep the tokens, or has such an array already.
     """
     # Chunks come first, then every range's commit is replaced by one that has them too, the schema last: until then
     # they are not there, and it can be done again.
     check_pooling(tokens)
-    chosen = [store.array(s, ALL) for s in sites] if sites is not None else [a for a in store.arrays if a.ragged]
+    found = {site: source_of(store.arrays, site, tokens) for site in (store.sites if sites is None else sites)}
+    # A site that was asked for and keeps no such tokens is an error that names what the store has.
+    chosen = [source or store.array(site, ALL) for site, source in found.items() if source or sites is not None]
     if not chosen:
-        raise StoreError(f'{store.location} keeps no array of all tokens: extract one with capture.tokens = ["{ALL}"]')
+        raise StoreError(
+            f"{store.location} keeps no array of all tokens to make {tokens!r} of: extract one with "
+            f'capture.tokens = ["{ALL}"]'
+        )
     new = tuple(replace(spec, tokens=tokens, pooled=True) for spec in chosen)
     there = {spec.name for spec in store.arrays} & {spec.name for spec in new}
     if there:
@@ -121,8 +129,10 @@ def _pool_range(store: Contents, writer: RangeWriter, commit: Commit, new: Seque
     with ThreadPoolExecutor(WRITERS) as threads:
         for spec in new:
             buffer = writer.empty(spec)
+            source = source_of(store.arrays, spec.site, spec.tokens)
+            assert source is not None
             for row, layer in enumerate(spec.layers):
-                tokens = store.tokens(spec.site, layer).range(commit.range.index)
+                tokens = store.tokens(spec.site, layer, source.tokens).range(commit.range.index)
                 for i in range(len(tokens)):
                     kinds = tokens.modality[tokens.offsets[i] : tokens.offsets[i + 1]]
                     buffer[row, i] = pool(tokens.sample(i), kinds, spec.tokens)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .schema import ArraySpec
 
 from .contents import Contents
+from .schema import ALL
 
 _STYLE = """<style>
 .sonde-store, .sonde-store table, .sonde-store tr, .sonde-store pre {color: inherit; background: none}
@@ -57,12 +58,14 @@ def card(store: Contents) -> str:
 
 
 def opening_line(store: Contents) -> str:
-    """One line of Python that opens an array of the store: in xarray, or, of all tokens, one layer."""
+    """One line of Python that opens an array of the store: in xarray, or, of tokens, one layer."""
     opened = f"import sonde; sonde.open({str(store.location)!r})"
     for spec in store.arrays:
         if not spec.ragged:
             return f"{opened}.to_xarray()[{spec.name!r}]"
-    return f"{opened}.tokens({store.arrays[0].site!r}, {store.arrays[0].layers[0]})"
+    first = store.arrays[0]
+    which = "" if first.tokens == ALL else f", {first.tokens!r}"
+    return f"{opened}.tokens({first.site!r}, {first.layers[0]}{which})"
 
 
 def _opening(store: Contents) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .dtype import as_float32
+from .schema import ALL, ALL_IMAGE, ALL_TEXT, ArraySpec
 
 TEXT, IMAGE = 0, 1
 MODALITIES = ("text", "image")
@@ -25,12 +26,20 @@ _SELECT: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.intp]]] = {
     "text_mean": lambda modality: np.flatnonzero(modality == TEXT),
 }
 POOLINGS = tuple(_SELECT)
+# What is of one modality alone can be made of the array that keeps no other.
+_SOURCES = {"image_mean": (ALL, ALL_IMAGE), "text_mean": (ALL, ALL_TEXT)}
 
 
 def check_pooling(tokens: str) -> None:
     """Raise InputError if there is no such pooling."""
     if tokens not in POOLINGS:
         raise InputError(f"tokens cannot be pooled by {tokens!r}; there are {', '.join(POOLINGS)}")
+
+
+def source_of(arrays: Iterable[ArraySpec], site: str, tokens: str) -> ArraySpec | None:
+    """The array of tokens that a pooling of a site is made of; None if the site keeps none that has what it needs."""
+    kept = {spec.tokens: spec for spec in arrays if spec.site == site and spec.ragged}
+    return next((kept[name] for name in _SOURCES.get(tokens, (ALL,)) if name in kept), None)
 
 
 def pool(values: NDArray[Any], modality: NDArray[np.uint8], tokens: str) -> NDArray[np.float32]:

@@ -28,8 +28,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "int8": np.dtype(np.int8),
 }
-ALL = "all"
-"""Tokens of an array that keeps every position instead of one row per sample."""
+ALL, ALL_IMAGE, ALL_TEXT = "all", "all:image", "all:text"
+RAGGED = (ALL, ALL_IMAGE, ALL_TEXT)
+"""Tokens of arrays that keep every position, or every one of one modality, instead of one row per sample."""
 
 _READABLE = (1, SCHEMA_VERSION)
 _VERSIONED = ("sonde", "torch", "transformers", "zarr", "numpy")
@@ -52,7 +53,7 @@ class ArraySpec:
     hidden
         Length of a vector.
     pooled
-        Whether it is made of the array of all tokens of its site, not by the model.
+        Whether it is made of an array of tokens of its site, not by the model.
     """
 
     site: str
@@ -73,8 +74,8 @@ class ArraySpec:
 
     @property
     def ragged(self) -> bool:
-        """Whether it keeps all tokens: ``[layer, token, hidden]`` per range, instead of ``[layer, sample, hidden]``."""
-        return self.tokens == ALL
+        """Whether it keeps tokens: ``[layer, token, hidden]`` per range, instead of ``[layer, sample, hidden]``."""
+        return self.tokens in RAGGED
 
     def chunk_key(self, row: int, range_index: int) -> str:
         """Key of the chunk that holds row ``row`` of the layer axis for one range."""

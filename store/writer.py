@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.errors import InputError
+from sonde.errors import InputError, StoreError
 
 from . import metadata
 from .chunks import Chunk, write_chunk
@@ -18,9 +18,10 @@ from .codecs import CODECS
 from .commit import ArrayCommit, Commit, TokenCommit, tokens_folder
 from .dtype import count_nonfinite
 from .location import Location
+from .pooling import source_of
 from .quantize import quantize
 from .ranges import Range
-from .schema import ALL, ArraySpec, Schema
+from .schema import ArraySpec, Schema
 from .token_buffer import TokenBuffer
 
 # Waiting for one disk takes no processor: a few writers keep its queue filled.
@@ -45,7 +46,7 @@ class RangeWriter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of host memory that the buffers of one range take, without arrays of all tokens."""
+        """Bytes of host memory that the buffers of one range take, without arrays of tokens."""
         return sum(
             len(a.layers) * self._schema.range_size * a.hidden * self._schema.numpy_dtype.itemsize
             for a in self._schema.arrays
@@ -59,7 +60,7 @@ class RangeWriter:
         -------
         dict
             By array name: ``[layer, range_size, hidden]`` in the store's dtype (float32 for int8), all NaN; for an
-            array of all tokens a `TokenBuffer`. Arrays that are pooled of it are filled by :meth:`commit`.
+            array of tokens a `TokenBuffer`. Arrays that are pooled of it are filled by :meth:`commit`.
         """
         return {
             a.name: TokenBuffer(a, self._schema) if a.ragged else self.empty(a)
@@ -98,7 +99,10 @@ class RangeWriter:
                     continue
                 if spec.pooled:
                     buffer = self.empty(spec)
-                    buffers[f"{spec.site}/{ALL}"].pooled(spec, buffer, range_, skipped)
+                    source = source_of(self._schema.arrays, spec.site, spec.tokens)
+                    if source is None:
+                        raise StoreError(f"'{spec.name}' is pooled, but its site keeps no tokens to make it of")
+                    buffers[source.name].pooled(spec, buffer, range_, skipped)
                 else:
                     buffer = buffers[spec.name]
                 arrays[spec.name] = self.write_rows(pool, spec, range_, buffer, skipped)

@@ -104,12 +104,12 @@ class ThirdParty:
             parts.append(x[: stop - start])
         return np.concatenate(parts)
 
-    def tokens(self, site: str, layer: int) -> Iterator[tuple[Array, list[int], list[str]]]:
+    def tokens(self, name: str, layer: int) -> Iterator[tuple[Array, list[int], list[str]]]:
         """(float32 ``[token, hidden]``, token ids, modalities) of every sample that exists."""
-        array = self.arrays[f"{site}/all"]
+        array = self.arrays[name]
         hidden, n_layers, row = array["hidden"], len(array["layers"]), array["layers"].index(layer)
         for i, commit in self.commits.items():
-            mine, folder = commit["arrays"][f"{site}/all"], f"activations/{site}/all/{i:08d}"
+            mine, folder = commit["arrays"][name], f"activations/{name}/{i:08d}"
             names = self.json(f"{folder}/zarr.json")["attributes"]["modality"]
             n, size = mine["tokens"]["n_tokens"], mine["tokens"]["chunk_tokens"]
             of_layer = -(-n // size)

@@ -27,6 +27,7 @@ Array = np.ndarray[Any, Any]
 SPECS = (
     ArraySpec("resid_post", "last", (0, 8), 32),
     ArraySpec("resid_post", "all", (0, 8), 32),
+    ArraySpec("resid_post", "all:image", (0, 8), 32),
     ArraySpec("vision/resid_post", "mean", (1,), 5),
 )
 KINDS = (
@@ -54,8 +55,9 @@ class Written:
             for name, values in self.values.items():
                 buffers[name][:, : len(range_)] = values[:, range_.rows]
             for i in set(range(range_.start, range_.stop)) - skipped.keys():
-                n = LENGTHS[i]
-                buffers["resid_post/all"].put(i, self.tokens[i], np.arange(n) + i, np.arange(n) % 2)
+                ids, kinds = np.arange(LENGTHS[i]) + i, np.arange(LENGTHS[i]) % 2
+                buffers["resid_post/all"].put(i, self.tokens[i], ids, kinds)
+                buffers["resid_post/all:image"].put(i, self.tokens[i][:, 1::2], ids[1::2], kinds[1::2])
             store.writer().commit(range_, buffers, skipped)
 
 
@@ -118,13 +120,15 @@ def test_a_reader_made_from_the_page_alone_finds_all_tokens_and_what_was_pooled(
     reader = ThirdParty(written.path)
     for row, number in enumerate((0, 8)):
         means = reader.layer("resid_post/mean", number)
-        samples = list(reader.tokens("resid_post", number))
+        samples = list(reader.tokens("resid_post/all", number))
+        of_image = list(reader.tokens("resid_post/all:image", number))
         assert len(samples) == len(LENGTHS)
         for i, (x, ids, kinds) in enumerate(samples):
             n = 0 if i in SKIPPED else LENGTHS[i]
             assert ids == [i + t for t in range(n)]
             assert kinds == [("text", "image")[t % 2] for t in range(n)]
             assert_kept(x, written.tokens[i][row][:n], reader.schema["dtype"])
+            assert (of_image[i][0].tobytes(), *of_image[i][1:]) == (x[1::2].tobytes(), ids[1::2], ["image"] * (n // 2))
             if n:
                 np.testing.assert_allclose(means[i], x.mean(axis=0), atol=0.03)
     assert all(a["pooled"] == (a["tokens"] == "mean" and a["site"] == "resid_post") for a in reader.schema["arrays"])

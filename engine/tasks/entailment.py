@@ -11,7 +11,7 @@ from sonde.engine.sample import Dataset, Sample
 from sonde.errors import InputError
 
 from .edit import Editor
-from .prompts import load_prompt
+from .prompts import fill, load_prompt
 
 Pair = tuple[CocoCaption, CocoCaption]
 """A caption that holds of an image, and one that does not."""
@@ -32,7 +32,8 @@ def entailment(
     """Two samples per image: one with a caption that holds (``entailment`` is 1), one with one that does not (0).
 
     The group is the image, so that a pair never straddles a split. The id is ``<image>-<caption>-<1 or 0>``, with
-    the id of the annotation that the caption, or the one it was made from, has in its file.
+    the id of the annotation that the caption, or the one it was made from, has in its file. The caption is the span
+    ``caption`` of the prompt.
 
     Parameters
     ----------
@@ -72,18 +73,21 @@ def entailment(
             f"try another of {', '.join(NEGATIVES)}"
         )
     images = [image for image in coco.images if image.id in pairs]
-    samples = tuple(
-        Sample(
-            id=f"{image.id}-{caption.id}-{label}",
-            prompt=template.format(caption=caption.text, categories=vocabulary),
-            images=(path,),
-            group=str(image.id),
-            labels={"entailment": label},
-        )
-        for image, path in zip(images, coco.paths(images), strict=True)
-        for label, caption in zip((1, 0), pairs[image.id], strict=True)
-    )
-    return Dataset(samples, root=coco.images_folder)
+    samples = []
+    for image, path in zip(images, coco.paths(images), strict=True):
+        for label, caption in zip((1, 0), pairs[image.id], strict=True):
+            text, places = fill(template, {"caption": caption.text, "categories": vocabulary})
+            samples.append(
+                Sample(
+                    id=f"{image.id}-{caption.id}-{label}",
+                    prompt=text,
+                    images=(path,),
+                    group=str(image.id),
+                    labels={"entailment": label},
+                    spans={"caption": places["caption"]} if caption.text else {},
+                )
+            )
+    return Dataset(tuple(samples), root=coco.images_folder, derived_spans=True)
 
 
 def _draw(coco: Coco, pairing: Pairing, limit: int | None, seed: int) -> dict[int, Pair]:

@@ -148,6 +148,11 @@ class Reference:
         text = str(self._known.mark) * len(images) + str(sample.prompt)
         return self.processor(text=[text], images=[images] if images else None, return_tensors="pt")
 
+    @property
+    def points(self) -> dict[int, NDArray[np.float32]]:
+        """Point of the stream -> its states in the latest run, ``[position, hidden]``."""
+        return dict(self._points)
+
     def run(self, sample: Sample, *, chat: bool = False) -> dict[tuple[str, str, int], NDArray[np.float32]]:
         """(site, tokens, layer) -> vector, for every site, tokens and layer that the sample has."""
         import torch

@@ -211,3 +211,43 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"id,prompt\n1,\xff\n")
         with pytest.raises(InputError, match=rf"{name}:\d"):
             read_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet as a structure", "parquet as a map"])
+def test_spans_are_read_from_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+    ids, prompts = ["0", "1", "2"], ["a red car", "a bus", "a bike"]
+    spans: list[dict[str, Any] | None] = [{"colour": [2, 5], "thing": [6, 9]}, {"thing": [2, 5]}, None]
+    if kind == "jsonl":
+        spans[1] = {"thing": "bus"}
+        rows = [dict(zip(("id", "prompt", "spans"), row, strict=True)) for row in zip(ids, prompts, spans, strict=True)]
+        path = write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
+    elif kind == "csv":
+        cells = ["" if span is None else json.dumps(span).replace('"', '""') for span in spans]
+        lines = [f'{i},{prompt},"{cell}"' for i, prompt, cell in zip(ids, prompts, cells, strict=True)]
+        path = write(tmp_path / "m.csv", "\n".join(["id,prompt,spans", *lines]))
+    else:
+        place = pa.list_(pa.int64())
+        as_map = pa.map_(pa.string(), place)
+        column = pa.array(
+            [None if span is None else list(span.items()) for span in spans] if "map" in kind else spans,
+            as_map if "map" in kind else pa.struct([("colour", place), ("thing", place)]),
+        )
+        path = tmp_path / "m.parquet"
+        pq.write_table(pa.table({"id": ids, "prompt": prompts, "spans": column}), path)
+    data = read_manifest(path)
+    assert [sample.spans for sample in data.samples] == [{"colour": (2, 5), "thing": (6, 9)}, {"thing": (2, 5)}, {}]
+    assert data.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ("[2, 5]", "spans is a list: give a mapping"),
+        ('{"x": [0, 99]}', "span 'x' is characters 0 to 99, but the prompt has 9"),
+        ('"red"', "spans is not JSON .*give a JSON mapping"),
+    ],
+)
+def test_spans_that_are_none_are_refused_with_their_line(tmp_path: Path, spans: str, said: str) -> None:
+    path = write(tmp_path / "m.jsonl", f'{{"id": "a", "prompt": "a red car", "spans": {spans}}}')
+    with pytest.raises(InputError, match=rf"m\.jsonl:1: .*{said}"):
+        read_manifest(path)

@@ -32,6 +32,59 @@ def test_a_sample_keeps_its_labels_when_the_callers_mapping_changes() -> None:
     assert sample.labels == {"y": 1}
 
 
+def test_a_span_is_a_part_of_the_prompt_by_place_or_by_text() -> None:
+    sample = Sample("a", prompt="a red car in a cart", spans={"colour": [2, 5], "last": "cart", "all": (0, 19)})  # type: ignore[dict-item]
+    assert sample.spans == {"colour": (2, 5), "last": (15, 19), "all": (0, 19)}
+    chat = Sample("a", messages=CHAT, spans={"question": "What is"})
+    assert chat.spans == {"question": "What is"}
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ({"x": (2, 20)}, "span 'x' is characters 2 to 20, but the prompt has 19"),
+        ({"x": (5, 5)}, "span 'x' is characters 5 to 5"),
+        ({"x": (-1, 5)}, "span 'x' is characters -1 to 5"),
+        ({"x": (5, 6)}, "span 'x' is blank, ' '"),
+        ({"x": (1.0, 2)}, r"span 'x' is \(1.0, 2\): give \[start, stop\]"),
+        ({"x": 3}, "span 'x' is 3: give"),
+        ({"x": "bus"}, "span 'x' is the text 'bus', which the prompt does not have"),
+        ({"x": "car"}, "span 'x' is the text 'car', which the prompt has more than once"),
+        ({"": (0, 1)}, "span '' has no name"),
+        (["x"], "spans is a list"),
+    ],
+)
+def test_a_span_that_is_not_there_is_refused(spans: Any, said: str) -> None:
+    with pytest.raises(InputError, match=f"sample 'a': {said}"):
+        Sample("a", prompt="a red car in a cart", spans=spans)
+
+
+def test_a_span_of_messages_is_a_text_that_stands_in_one_of_them_once() -> None:
+    turns = (*CHAT, {"role": "assistant", "content": "It is a car."})
+    for spans, said in (
+        ({"x": "is"}, "the text 'is', which the prompt has more than once"),
+        ({"x": "bus"}, "which the prompt does not have"),
+        ({"x": (0, 4)}, "but the sample has messages: give the span's text"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Sample("a", messages=turns, spans=spans)  # type: ignore[arg-type]
+
+
+def test_spans_enter_the_fingerprint_where_there_are_any_that_do_not_follow_from_the_prompt() -> None:
+    plain = Dataset((Sample("a", prompt="a red car", group="g"),))
+    # As data sets without spans have it since there are stores.
+    line = '{"group":"g","id":"a","images":[],"labels":{},"messages":null,"prompt":"a red car","split":""}\n'
+    assert plain.fingerprint() == hashlib.sha256(line.encode()).hexdigest()
+    first, second = ((Sample("a", prompt="a red car", group="g", spans={"x": (0, n)}),) for n in (1, 5))
+    assert len({plain.fingerprint(), Dataset(first).fingerprint(), Dataset(second).fingerprint()}) == 3
+    assert Dataset(first, derived_spans=True).fingerprint() == plain.fingerprint()
+
+
+def test_samples_of_one_prompt_share_their_spans() -> None:
+    first, second = (Sample(name, prompt="a red car", spans={"x": (0, 5)}) for name in "ab")
+    assert first.spans is second.spans
+
+
 def test_samples_travel_between_processes() -> None:
     data = Dataset((Sample("a", messages=CHAT, images=(Path("a.png"),), labels={"y": ("u", "v")}),), {"y": ("u", "v")})
     again = pickle.loads(pickle.dumps(data))

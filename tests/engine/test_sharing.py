@@ -51,10 +51,14 @@ def questions(family: Family, pictures: list[Path]) -> list[Sample]:
         begins["one"] = ("", tuple(pictures[:1]))
     if "one image" not in family.takes and family.takes != "text":
         begins["two"] = ("", tuple(pictures[1:3]))
-    return [
-        Sample(f"{name}-{i}", prompt=begin + prompt(i, words), images=images)
+    texts = [
+        (f"{name}-{i}", begin + prompt(i, words), images)
         for name, (begin, images) in begins.items()
         for i, words in enumerate(lengths)
+    ]
+    return [
+        Sample(name, prompt=text, images=images, spans={"end": (len(text) - 1, len(text))})
+        for name, text, images in texts
     ]
 
 
@@ -111,7 +115,14 @@ def test_every_site_and_selector_is_the_same(
     seen = ["vision/resid_post", "connector"] if family.takes != "text" else []
     capture = {
         "sites": ["resid_pre", "final_norm", "attn_out", "mlp_out", "z", "k", "v", *seen],
-        "tokens": ["last", "mean", "max", "all", *(["image_mean", "text_mean"] if seen else [])],
+        "tokens": [
+            "last",
+            "mean",
+            "max",
+            "all",
+            "span:end",
+            *(["image_mean", "all:image", "image:0,-1"] if seen else []),
+        ],
     }
     model = {"attention": kernel}
     stores = []
@@ -125,7 +136,7 @@ def test_every_site_and_selector_is_the_same(
     for spec in stores[0].arrays:
         if spec.ragged:
             for layer in spec.layers:
-                one, other = (store.tokens(spec.site, layer) for store in stores)
+                one, other = (store.tokens(spec.site, layer, spec.tokens) for store in stores)
                 for row in range(len(samples)):
                     np.testing.assert_allclose(one[row], other[row], rtol=1e-4, atol=1e-5)
 

@@ -2,6 +2,7 @@ import random
 import re
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,41 @@ def test_a_cue_names_the_whole_vocabulary_and_no_more(scenes: Coco, task: str) -
     assert [(s.id, s.labels) for s in plain.samples] == [(s.id, s.labels) for s in cued.samples]
     if task == "recognition":
         assert len({sample.prompt for sample in cued.samples}) == 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "cue"])
+@pytest.mark.parametrize("index", range(4))
+def test_the_caption_is_a_span_of_the_prompt(kind: str, index: int, tmp_path: Path) -> None:
+    # Captions that stand in the prompt a second time, or hold what looks like a field.
+    texts = {1: "Image", 2: "A dog {categories} and a cat.", 3: "a"}
+    data = coco(tmp_path, {image: ((), [text]) for image, text in texts.items()})
+    for sample in entailment(data, negatives="random", cue=kind == "cue", prompt=index).samples:
+        assert sample.prompt is not None
+        before, after = (
+            template_of("entailment", kind, index).replace("{categories}", ", ".join(NAMES)).split("{caption}")
+        )
+        assert sample.spans == {"caption": (len(before), len(sample.prompt) - len(after))}
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_each_category_of_a_cue_is_a_span(index: int, tmp_path: Path) -> None:
+    data = coco(tmp_path, {1: ((), ["A bus."]), 2: ((), ["A bus."])})
+    cued = recognition(data, cue=True, prompt=index)
+    before = template_of("recognition", "cue", index).split("{")[0]
+    for sample in cued.samples:
+        assert {name: (sample.prompt or "")[slice(*place)] for name, place in sample.spans.items()} == {  # type: ignore[arg-type]
+            name: name for name in NAMES
+        }
+        # "dog" is not the one of "hot dog".
+        assert sample.spans["dog"] == (len(f"{before}person, cat, "), len(f"{before}person, cat, dog"))
+    assert not recognition(data, prompt=index).samples[0].spans
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_spans_of_a_task_leave_its_fingerprint_as_it_was(scenes: Coco, task: str) -> None:
+    data = build(task, scenes, cue=True)
+    bare = replace(data, samples=tuple(replace(sample, spans={}) for sample in data.samples), derived_spans=False)
+    assert data.fingerprint() == bare.fingerprint()
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))

@@ -74,6 +74,15 @@ def assert_reads_as(location: ObjectStorage, example: Any) -> None:
         np.testing.assert_array_equal(store.layer(site, tokens, row).numpy(), values)
 
 
+def test_names_of_spans_and_places_are_keys_as_they_are(s3: str, url: str, build: Any) -> None:
+    names = ("span:traffic light", "span:Grüße 👩", "span:a#b?c%20&d+[x]", "image:0,-1:2x2")
+    arrays = tuple(ArraySpec("resid_post", tokens, (0,), 4) for tokens in names)
+    location = direct(s3, url)
+    example = build(location, arrays=arrays, n_samples=3, range_size=2)
+    assert_reads_as(location, example)
+    assert {key.split("/")[2] for key in location.walk() if key.count("/") > 2} >= set(names)
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "times"),
     [("status", 500, 2), ("status", 429, 2), ("hang", 0, 1), ("reset", 0, 2), ("lost", 0, 2)],

@@ -13,6 +13,7 @@ import zarr
 
 from sonde.errors import CorruptStoreError, InputError, StoreError
 from sonde.store import ArraySpec, Range, Schema, Store, as_float32, token_buffer
+from sonde.store.copying import copy_store
 
 HIDDEN = 6
 LENGTHS = [3, 1, 7, 2, 5, 1, 1, 9, 4, 2]
@@ -186,6 +187,46 @@ def test_an_array_of_all_tokens_is_no_array_of_rows(make: Callable[..., Ragged])
         store.layer("resid_post", "all", 0)
     with pytest.raises(StoreError, match="has no layer 1"):
         store.tokens("resid_post", 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_tokens_of_one_modality_are_kept_read_pooled_and_copied(tmp_path: Path, dtype: str) -> None:
+    specs = [ArraySpec("resid_post", f"all:{kind}", (0, 3), HIDDEN) for kind in ("text", "image")]
+    schema = Schema(tuple(specs), 10, 4, {"name": "tiny"}, {}, dtype=dtype)
+    ids = [f"s{i}" for i in range(10)]
+    store = Store.create(tmp_path / "run.zarr", schema, {"id": ids, "group": ids})
+    draw = np.random.default_rng(0)
+    # The first sample has no image.
+    values = {spec.tokens: [draw.normal(size=(2, n, HIDDEN)) for n in [0, *LENGTHS[1:]]] for spec in specs}
+    for range_ in store.ranges:
+        buffers = store.writer().buffers()
+        for kind, tokens in enumerate(values):
+            for i in range(range_.start, range_.stop):
+                x = values[tokens][i].astype(np.float32)
+                buffers[f"resid_post/{tokens}"].put(i, x, np.arange(x.shape[1]), np.full(x.shape[1], kind))
+        store.writer().commit(range_, buffers)
+    store.refresh()
+    for tokens, samples in values.items():
+        layer = store.tokens("resid_post", 3, tokens)
+        assert layer.lengths.tolist() == [x.shape[1] for x in samples]
+        for got, x in zip(layer.samples(range(10)), samples, strict=True):
+            np.testing.assert_allclose(got, x[1], atol=0.02 if dtype == "int8" else 1e-6)
+    with pytest.raises(
+        StoreError, match=r"every image token.*tokens\('resid_post', 0, 'all:image'\).*pool\('image_mean'"
+    ):
+        store.layer("resid_post", "all:image", 0)
+    with pytest.raises(InputError, match="'mean' keeps one row per sample"):
+        store.tokens("resid_post", 0, "mean")
+    with pytest.raises(StoreError, match="has no activations 'resid_post/all': it has resid_post/all:text"):
+        store.tokens("resid_post", 0)
+    with pytest.raises(StoreError, match="keeps no array of all tokens to make 'mean' of"):
+        store.pool("mean")
+    for kind in ("image", "text"):
+        [spec] = store.pool(f"{kind}_mean")
+        expected = [x[1].mean(axis=0) if x.size else np.full(HIDDEN, np.nan) for x in values[f"all:{kind}"]]
+        np.testing.assert_allclose(store.layer(spec.site, spec.tokens, 3).numpy(), expected, atol=0.05)
+    assert copy_store(store, tmp_path / "copy.zarr").store.verify() == store.verify() == []
+    assert "resid_post/all:image [2, tokens, 6]" in repr(store)
 
 
 PARTS = {

@@ -1,7 +1,9 @@
 """The prompts of the tasks, as data: one TOML file per task, several paraphrases each."""
 
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
+from string import Formatter
 
 from sonde.errors import InputError
 
@@ -32,3 +34,27 @@ def load_prompt(task: str, *, cue: bool, index: int) -> str:
             f"numbered 0 to {len(prompts) - 1}"
         )
     return prompts[index]
+
+
+def fill(template: str, fields: Mapping[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
+    """Put texts into a prompt's fields.
+
+    Parameters
+    ----------
+    template
+        As from `load_prompt`.
+    fields
+        Text of each field, by name.
+
+    Returns
+    -------
+    text, places
+        The prompt, and by name the characters (start, stop) that each field became.
+    """
+    text, places = "", {}
+    for literal, name, _, _ in Formatter().parse(template):
+        text += literal
+        if name is not None:
+            places[name] = (len(text), len(text) + len(fields[name]))
+            text += fields[name]
+    return text, places
