@@ -55,8 +55,8 @@ STAGES: dict[str, Stage | None] = {
     "tests": None,
     "ceilings": Stage("benchmarks.gpu_ceilings", "measure", 40),
     "text": Stage("benchmarks.gpu_extract", "text", 140),
-    "ridge": Stage("benchmarks.gpu_probes", "ridge", 60),
-    "logistic": Stage("benchmarks.gpu_probes", "logistic", 100),
+    "ridge": Stage("benchmarks.gpu_probes", "ridge", 80),
+    "logistic": Stage("benchmarks.gpu_probes", "logistic", 110),
     "images": Stage("benchmarks.gpu_extract", "images", 140),
 }
 _TESTS_SECONDS = 150.0

@@ -124,13 +124,13 @@ class Extraction:
         import torch
 
         batch = self._batches[0]
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as seen:
-                warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 self._session.run(batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         waits = [w for w in seen if "synchronizing CUDA operation" in str(w.message)]
         places = Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in waits)
         own = sum("engine" in Path(w.filename).parts[-2:] for w in waits)

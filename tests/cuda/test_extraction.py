@@ -150,13 +150,13 @@ def test_the_engine_does_not_wait_for_the_gpu_within_a_batch(
     session = open_session(model_folder("llama"), tmp_path, gpu)
     batch = batch_of(session, text_samples(4))
     session.run(batch)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             session.run(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     engine = Path(__file__).parents[2] / "engine"
     # The model may: it looks for padding and packed sequences.
     waits = [f"{w.filename}:{w.lineno}" for w in seen if "synchronizing CUDA operation" in str(w.message)]
@@ -181,11 +181,11 @@ def test_batches_that_do_not_fit_are_halved_until_they_do(gpu: str, tmp_path: Pa
     assert set(seen) == {32_768}
     peak = torch.cuda.max_memory_reserved(gpu)
     total = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction(0.7 * peak / total, gpu)
+    torch.cuda.set_per_process_memory_fraction(0.7 * peak / total)
     try:
         found = run("tight")
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+        torch.cuda.set_per_process_memory_fraction(1.0)
     assert 1024 <= seen[-1] < 32_768
     for key, x in expected.items():
         np.testing.assert_allclose(found[key], x, rtol=0, atol=1e-4 * np.abs(x).max(), err_msg=str(key))
