@@ -90,7 +90,7 @@ def main(folder: Path, size: str, device: str, chosen: list[str]) -> int:
         why = f"torch {torch.__version__} finds no GPU with a driver that it can use"
         print(f"no CUDA device: {why}; --tiny --device cpu rehearses without one", file=sys.stderr)
         return 2
-    results, end = Results(), time.monotonic() + _LIMITS[size]
+    results, end, hardware = Results(), time.monotonic() + _LIMITS[size], _hardware(device)
     for name in chosen:
         stage, left = STAGES[name], end - time.monotonic()
         limit = _TESTS_SECONDS if stage is None else stage.seconds
@@ -105,7 +105,7 @@ def main(folder: Path, size: str, device: str, chosen: list[str]) -> int:
             else:
                 for item in run_stage(stage, Path(place), device, size, limit):
                     results.add(name, item)
-    conclude("gpu", results.rows, results.owed, hardware=_hardware(device), columns=_COLUMNS)
+    conclude("gpu", results.rows, results.owed, hardware=hardware, columns=_COLUMNS)
     return int(results.failed)
 
 

@@ -88,8 +88,9 @@ def images(emit: Emit, folder: Path, device: str, size: str) -> None:
 
 def _measure(emit: Emit, folder: Path, device: str, size: Size, shape: str, draw: Draw) -> None:
     model = write_model(folder / "model", shape)
-    few = max(_CHECKED, 2 * size.token_budget // size.words[1])
     for tokens in ("last", ALL):
+        # Enough for a time of the pass; all tokens of as many would be gigabytes.
+        few = 2 * _CHECKED if tokens == ALL else max(2 * _CHECKED, 2 * size.token_budget // size.words[1])
         with _loaded(model, tokens, device, size) as (session, seconds):
             parameters = sum(p.numel() for p in session.model.module.parameters())
             emit({"what": f"load, to keep {tokens} tokens", "who": shape, "seconds": seconds, "parameters": parameters})

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonde.store import versions
-
 
 @dataclass(frozen=True, slots=True)
 class Owed:
@@ -94,6 +92,9 @@ def conclude(
     columns
         Those of the table; all that the results have, if left out.
     """
+    # A stage that runs in a process of its own needs the rest of this module, not the store.
+    from sonde.store import versions
+
     columns = columns or list(dict.fromkeys(key for row in results for key in row))
     rows = [[_text(row.get(column, "")) for column in columns] for row in results]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

@@ -131,28 +131,45 @@ def test_without_a_gpu_its_benchmark_says_so() -> None:
     assert "no CUDA device" in done.stderr
 
 
-def test_a_stage_that_fails_dies_or_hangs_leaves_its_results_and_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = "import os, time\ndef {0}(emit, folder, device, size):\n    emit({{'what': '{0}'}})\n    {1}\n"
-    ways = {"fails": "raise ValueError('no\\nway')", "dies": "os._exit(3)", "hangs": "time.sleep(600)"}
-    (tmp_path / "bad_stages.py").write_text("".join(body.format(*way) for way in ways.items()))
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(tmp_path)
-    from benchmarks.gpu import Stage, run_stage
+BAD_STAGES = """
+import json, os, sys, time
+from pathlib import Path
 
-    limits = {"fails": 500.0, "dies": 500.0, "hangs": 5.0}
-    stages = {way: Stage("bad_stages", way, limit) for way, limit in limits.items()}
-    found = {way: [*run_stage(stage, tmp_path, "cpu", "tiny", stage.seconds)] for way, stage in stages.items()}
-    assert all(rows[0] == {"what": way} for way, rows in found.items())
-    errors = {
-        way: [row["error"] for row in rows if isinstance(row, dict) and "error" in row] for way, rows in found.items()
-    }
-    assert errors == {
-        "fails": ["ValueError: no"],
-        "dies": ["the process ended with exit code 3"],
-        "hangs": ["stopped after 5 s"],
-    }
+from benchmarks.gpu import Stage, run_stage
+
+
+def fails(emit, folder, device, size):
+    emit({"what": "begun"})
+    raise ValueError("no\\nway")
+
+
+def dies(emit, folder, device, size):
+    emit({"what": "begun"})
+    os._exit(3)
+
+
+def hangs(emit, folder, device, size):
+    emit({"what": "begun"})
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    for name, seconds in (("fails", 500), ("dies", 500), ("hangs", 4)):
+        found = [*run_stage(Stage("bad_stages", name, seconds), Path.cwd(), "cpu", "full", seconds)]
+        print(json.dumps([name, *found[:2]]))
+"""
+
+
+def test_a_stage_that_fails_dies_or_hangs_leaves_its_results_and_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad_stages.py").write_text(BAD_STAGES)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src", tmp_path)))}
+    command = [sys.executable, "-m", "bad_stages"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        ["fails", {"what": "begun"}, {"error": "ValueError: no"}],
+        ["dies", {"what": "begun"}, {"error": "the process ended with exit code 3"}],
+        ["hangs", {"what": "begun"}, {"error": "stopped after 4 s"}],
+    ]
 
 
 @pytest.mark.parametrize("shape", ["tiny-llama", "tiny-qwen2.5-vl"])
