@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonde.store import versions
-
 
 @dataclass(frozen=True, slots=True)
 class Owed:
@@ -81,6 +79,7 @@ def conclude(
     *,
     peers: Sequence[str] = (),
     hardware: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Print the table, the promises, and the line of JSON.
 
@@ -90,8 +89,13 @@ def conclude(
         Distributions whose versions are told besides those that sonde tells of itself.
     hardware
         What else of the machine matters here.
+    columns
+        Those of the table; all that the results have, if left out.
     """
-    columns = list(dict.fromkeys(key for row in results for key in row))
+    # A stage that runs in a process of its own needs the rest of this module, not the store.
+    from sonde.store import versions
+
+    columns = columns or list(dict.fromkeys(key for row in results for key in row))
     rows = [[_text(row.get(column, "")) for column in columns] for row in results]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in [columns, *rows]:

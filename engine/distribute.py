@@ -111,6 +111,8 @@ def _prepare(job: Job) -> Run:
     config = job.config
     if config.model.device is None and torch.cuda.device_count() > 1:
         device = f"cuda:{_worker_number() % torch.cuda.device_count()}"
+        # What a library allocates without asking is there too.
+        torch.cuda.set_device(device)
         config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
     session = Session.open(config)
     store = Store.open(job.url, fsync=config.run.fsync)

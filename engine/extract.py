@@ -81,6 +81,8 @@ def extract(
     WorkerError
         If worker processes keep dying.
     """
+    import torch
+
     config = ExtractConfig.load(config)
     if config.run.out is None:
         raise InputError('run.out is missing: say where the store goes, for example out = "run.zarr"')
@@ -119,7 +121,10 @@ def extract(
         else:
             # The workers' models need the memory that this one takes.
             hooks.close()
+            cuda = session.model.device.type == "cuda"
             del session, hooks
+            if cuda:
+                torch.cuda.empty_cache()
             extract_on_workers(
                 config,
                 dataset,

@@ -104,7 +104,8 @@ def load_model(section: ModelSection) -> Model:
         auto: Any = transformers.AutoModelForImageTextToText if with_head else transformers.AutoModel
         kernel = {"attn_implementation": section.attention} if section.attention else {}
         if section.weights == "random":
-            with torch.random.fork_rng(devices=[]):
+            # Seeding seeds every device.
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
                 torch.manual_seed(section.seed)
                 module = auto.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code, **kernel)
         else:

@@ -80,6 +80,7 @@ class Recorder:
         self._found: dict[Tap, dict[str, tuple[torch.Tensor, torch.Tensor | None]]] = {}
         self._batch: Batch | None = None
         self._masks: dict[Reach, torch.Tensor] = {}
+        self._patches: Selection | None = None
         self._cache: Any = None
         self._after_last = False
         self._handles: list[Any] = []
@@ -175,7 +176,7 @@ class Recorder:
             pass
         finally:
             self._batch = self._cache = None
-            self._masks = {}
+            self._masks, self._patches = {}, None
         missing = sorted(self._wanted - self._found.keys())
         if missing:
             raise ModelError(
@@ -324,8 +325,9 @@ class Recorder:
             )
         counts = [n * per_row for n in rows]
         padded = torch.nn.utils.rnn.pad_sequence(list(torch.split(flat, counts)), batch_first=True)
-        valid = torch.arange(padded.shape[1]) < torch.tensor(counts).unsqueeze(1)
-        tokens = self._capture.tokens_of(VISION)
-        selection = Selection.plan(tokens, Layout.apart(valid, valid)).to(hidden.device)
+        if self._patches is None:
+            valid = torch.arange(padded.shape[1]) < torch.tensor(counts).unsqueeze(1)
+            tokens = self._capture.tokens_of(VISION)
+            self._patches = Selection.plan(tokens, Layout.apart(valid, valid)).to(hidden.device)
         # Samples of one sequence have their images in common.
-        return selection(padded)[0][batch.selections["text"].sequence]
+        return self._patches(padded)[0][batch.selections["text"].sequence]

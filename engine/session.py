@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from .batches import Batch, Collator
 from .capture import Capture
@@ -86,4 +88,25 @@ class Session:
 
     def run(self, batch: Batch) -> States:
         """Run one batch and return what is kept of it, on the model's device."""
-        return self.recorder.run(batch.to(self.model.device, self.model.module.dtype))
+        import torch
+
+        device, dtype = self.model.device, self.model.module.dtype
+        exact = device.type == "cuda" and dtype == torch.float32
+        with _exact_convolutions() if exact else nullcontext():
+            return self.recorder.run(batch.to(device, dtype))
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Keep cuDNN from cutting float32 to TF32, which matrix products do only where the user asks for it."""
+    from torch.backends import cudnn
+
+    backends: Any = (cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,8 +1,10 @@
 """A benchmark ends with one line of JSON of a form that does not depend on its size."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark in a process of its own."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the benchmark of the store says of arrays too small for its numbers to mean anything."""
     folder = tmp_path_factory.mktemp("benchmark")
-    command = [sys.executable, "-m", "benchmarks.store", "--tiny", "--folder", str(folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    done = run("benchmarks.store", "--tiny", "--folder", str(folder))
+    assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
-    summary: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return summary
 
 
@@ -67,3 +74,121 @@ def test_a_promise_is_its_value_its_bound_and_whether_it_holds(store: dict[str, 
     highest = [promise for name, promise in named.items() if "seconds to open" in name or "peak memory" in name]
     assert len(highest) == 2
     assert all(promise["holds"] == (promise["value"] <= promise["bound"]) for promise in highest)
+
+
+@pytest.fixture(scope="module")
+def gpu() -> list[dict[str, Any]]:
+    """What the benchmark of a GPU prints when it is rehearsed on a CPU: its lines of JSON."""
+    # In memory where the system has such a place: stores wait for the disk at every file.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        done = run("benchmarks.gpu", "--tiny", "--device", "cpu", "--folder", folder)
+        assert done.returncode == 0, done.stderr
+        assert list(Path(folder).iterdir()) == []
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_gpu_benchmark_ends_without_an_error(gpu: list[dict[str, Any]]) -> None:
+    *lines, summary = gpu
+    assert summary.keys() == {"benchmark", "hardware", "versions", "results", "owed"}
+    assert [line for line in lines if "stage" in line] == summary["results"]
+    ended = [row["stage"] for row in summary["results"] if row["what"] == "the whole stage"]
+    assert ended == ["ceilings", "text", "ridge", "logistic", "images"]
+    (tests,) = [row for row in summary["results"] if row["stage"] == "tests"]
+    assert tests["failed"] == 0
+    assert tests["passed"] + tests["skipped"] > 20
+    assert len(summary["owed"]) == 6
+
+
+@pytest.mark.slow
+def test_extraction_is_put_beside_the_bare_forward_pass(gpu: list[dict[str, Any]]) -> None:
+    for stage in ("text", "images"):
+        rows = [row for row in gpu if row.get("stage") == stage]
+        for tokens, others in (("last", {"capture alone"}), ("all", {"raw write"})):
+            asked = {row["who"]: row for row in rows if row["what"] == f"{tokens} tokens"}
+            assert asked.keys() == {"sonde", "bare forward", *others}
+            assert asked["sonde"]["of bare"] == pytest.approx(
+                asked["bare forward"]["seconds"] / asked["sonde"]["seconds"]
+            )
+            (deviation,) = [row["value"] for row in rows if row["what"].startswith(f"deviation of {tokens}")]
+            assert 0 < deviation < 0.01
+
+
+@pytest.mark.slow
+def test_probes_on_a_gpu_are_at_their_optimum(gpu: list[dict[str, Any]]) -> None:
+    fits = [row for row in gpu if "residual" in row]
+    assert {row["stage"] for row in fits} == {"ridge", "logistic"}
+    assert all(row["residual"] < 1e-4 for row in fits)
+
+
+def test_without_a_gpu_its_benchmark_says_so() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run("benchmarks.gpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "no CUDA device" in done.stderr
+
+
+BAD_STAGES = """
+import json, os, sys, time
+from pathlib import Path
+
+from benchmarks.gpu import Stage, run_stage
+
+
+def fails(emit, folder, device, size):
+    emit({"what": "begun"})
+    raise ValueError("no\\nway")
+
+
+def dies(emit, folder, device, size):
+    emit({"what": "begun"})
+    os._exit(3)
+
+
+def hangs(emit, folder, device, size):
+    emit({"what": "begun"})
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    for name, seconds in (("fails", 500), ("dies", 500), ("hangs", 4)):
+        found = [*run_stage(Stage("bad_stages", name, seconds), Path.cwd(), "cpu", "full", seconds)]
+        print(json.dumps([name, *found[:2]]))
+"""
+
+
+def test_a_stage_that_fails_dies_or_hangs_leaves_its_results_and_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad_stages.py").write_text(BAD_STAGES)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src", tmp_path)))}
+    command = [sys.executable, "-m", "bad_stages"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        ["fails", {"what": "begun"}, {"error": "ValueError: no"}],
+        ["dies", {"what": "begun"}, {"error": "the process ended with exit code 3"}],
+        ["hangs", {"what": "begun"}, {"error": "stopped after 4 s"}],
+    ]
+
+
+@pytest.mark.parametrize("shape", ["tiny-llama", "tiny-qwen2.5-vl"])
+def test_operations_are_counted_as_torch_counts_them(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.gpu_session import Extraction, load
+    from benchmarks.gpu_shapes import image_samples, text_samples, write_model
+    from torch.utils.flop_counter import FlopCounterMode
+
+    session = load(write_model(tmp_path / "model", shape), "last", "cpu", 1)
+    # Torch sees the products of this kernel; of them it counts the pairs that a causal mask hides.
+    session.model.module.set_attn_implementation("eager")
+    samples = text_samples(3, 30, 90) if shape == "tiny-llama" else image_samples(2, 4, 8, tmp_path / "images", 112)
+    run = Extraction(session, samples, "last", 1, tmp_path)
+    with FlopCounterMode(display=False) as counter:
+        run.bare()
+    lengths = [session.encoder(row, sample).length for row, sample in enumerate(samples)]
+    hidden = sum(run.needed.per_pair * length**2 / 2 for length in lengths)
+    assert run.operations + hidden == pytest.approx(counter.get_total_flops(), rel=0.01)
+    session.close()
