@@ -58,12 +58,15 @@ class Sharing:
         Most positions of a sequence, where the model counts them by itself.
     first_position
         Number that the model gives to the first position.
+    hidden_size
+        Of the language model.
     """
 
     layers: tuple[Reach, ...]
     additive: bool
     longest: int | None
     first_position: int
+    hidden_size: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +161,7 @@ def find_sharing(model: Model, *, causal: bool) -> Sharing | str:
         longest=getattr(text, "floor_scale", None),
         # Tables that number positions from behind the padding's (Kosmos-2).
         first_position=table.padding_idx + 1 if hasattr(table, "create_position_ids_from_input_ids") else 0,
+        hidden_size=text.hidden_size,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,19 @@ def test_a_sequence_stays_within_the_budget_and_near_its_prefix() -> None:
     packs = plan_packs(samples, ANY, 900)
     assert {pack.length for pack in packs[:-1]} == {900}
     assert max(pack.length for pack in plan_packs(samples, ANY, 10**6)) == 1200
-    longest = Sharing(ANY.layers, additive=False, longest=800, first_position=0)
-    assert max(pack.length for pack in plan_packs(samples, longest, 10**6)) == 800
+    assert max(pack.length for pack in plan_packs(samples, replace(ANY, longest=800), 10**6)) == 800
 
 
 def test_too_little_in_common_is_not_shared() -> None:
     samples = [encoded(row, [*range(40), *([100 + row] * 500)]) for row in range(4)]
     assert [pack.prefix for pack in plan_packs(samples, ANY, 4096)] == [0] * 4
+
+
+def test_what_attention_over_a_long_sequence_costs_is_set_against_what_is_saved() -> None:
+    samples = [encoded(row, [*range(40), *([100 + row] * 160)]) for row in range(8)]
+    small = replace(ANY, hidden_size=64)
+    assert {pack.prefix for pack in plan_packs(samples, small, 4096)} == {0}
+    assert {pack.prefix for pack in plan_packs(samples, replace(ANY, hidden_size=4096), 4096)} == {40}
 
 
 @given(
@@ -177,7 +184,7 @@ def test_packs_are_a_partition_whose_samples_agree_on_their_prefix(lengths: list
         assert pack.length == pack.prefix + sum(len(its) - pack.prefix for its in ids)
 
 
-ANY = Sharing((Reach(),), additive=False, longest=None, first_position=0)
+ANY = Sharing((Reach(),), additive=False, longest=None, first_position=0, hidden_size=512)
 
 
 def encoded(row: int, ids: list[int]) -> Encoded:
