@@ -98,7 +98,7 @@ def test_data_in_two_places_or_in_none_is_refused(study: Any, tmp_path: Path) ->
     model, run = {"name": str(study.model)}, {"out": str(tmp_path / "r.zarr")}
     with pytest.raises(sonde.InputError, match="leave one out"):
         sonde.extract({"model": model, "run": run, "data": {"manifest": str(study.manifest)}}, samples=[sample])
-    with pytest.raises(sonde.InputError, match="name a manifest or a task"):
+    with pytest.raises(sonde.InputError, match="name a manifest, a task, an image_folder or an hf_dataset"):
         sonde.extract({"model": model, "run": run})
     with pytest.raises(sonde.InputError, match="no samples"):
         sonde.extract({"model": model, "run": run}, samples=[])
