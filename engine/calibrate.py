@@ -150,6 +150,7 @@ def find_token_budget(dataset: Dataset, session: Session) -> int:
         try:
             seconds = min(_run(session, middle) for _ in range(3))
         except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
             break
         speeds[budget] = sum(sample.length for pack in middle for sample in pack.samples) / seconds
     nearly = [budget for budget, speed in speeds.items() if speed >= _NEARLY * max(speeds.values())]
