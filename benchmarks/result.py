@@ -49,7 +49,13 @@ def interleave(
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def launch(doc: str | None, main: Callable[[Path, str], None], sizes: Mapping[str, str]) -> None:
+def launch(
+    doc: str | None,
+    main: Callable[[Path, str], None],
+    sizes: Mapping[str, str],
+    *,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> None:
     """Read the command line and run a benchmark.
 
     Parameters
@@ -60,8 +66,11 @@ def launch(doc: str | None, main: Callable[[Path, str], None], sizes: Mapping[st
         Called with an empty folder and the size: one of ``sizes``, or ``full``.
     sizes
         Name of each smaller size, an option ``--name``, and what it is for.
+    parents
+        Parsers of further options, which the caller reads.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=form, parents=parents)
     smaller = parser.add_mutually_exclusive_group()
     for name, help_ in sizes.items():
         smaller.add_argument(f"--{name}", dest="size", action="store_const", const=name, help=help_)
@@ -78,6 +87,7 @@ def conclude(
     owed: Sequence[Owed],
     *,
     peers: Sequence[str] = (),
+    elsewhere: Mapping[str, Mapping[str, str]] | None = None,
     hardware: Mapping[str, Any] | None = None,
     columns: Sequence[str] | None = None,
 ) -> None:
@@ -87,6 +97,8 @@ def conclude(
     ----------
     peers
         Distributions whose versions are told besides those that sonde tells of itself.
+    elsewhere
+        By peer, versions of what it ran with in another process.
     hardware
         What else of the machine matters here.
     columns
@@ -106,7 +118,7 @@ def conclude(
     summary = {
         "benchmark": benchmark,
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), **(hardware or {})},
-        "versions": versions() | {name: importlib.metadata.version(name) for name in peers},
+        "versions": versions() | {name: importlib.metadata.version(name) for name in peers} | dict(elsewhere or {}),
         "results": list(results),
         "owed": [{"name": o.name, "value": o.value, "bound": o.bound, "holds": o.holds} for o in owed],
     }

@@ -1,5 +1,6 @@
 """A benchmark ends with one line of JSON of a form that does not depend on its size."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,8 +23,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the benchmark of the store says of arrays too small for its numbers to mean anything."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    done = run("benchmarks.store", "--tiny", "--folder", str(folder))
+    return summary_of("store", tmp_path_factory.mktemp("benchmark"))
+
+
+@pytest.fixture(scope="module")
+def extract(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the benchmark of extraction says of models too small for its numbers to mean anything."""
+    return summary_of("extract", tmp_path_factory.mktemp("benchmark"))
+
+
+def summary_of(name: str, folder: Path) -> dict[str, Any]:
+    done = run(f"benchmarks.{name}", "--tiny", "--folder", str(folder))
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -192,3 +202,55 @@ def test_operations_are_counted_as_torch_counts_them(
     hidden = sum(run.needed.per_pair * length**2 / 2 for length in lengths)
     assert run.operations + hidden == pytest.approx(counter.get_total_flops(), rel=0.01)
     session.close()
+
+
+MODULES = {"nnsight": "nnsight", "TransformerLens": "transformer_lens", "SAELens": "sae_lens"}
+
+
+@pytest.mark.slow
+def test_every_question_about_extraction_has_its_floor_and_its_contestants(extract: dict[str, Any]) -> None:
+    assert extract["benchmark"] == "extract"
+    asked: dict[str, set[str]] = {}
+    for row in extract["results"]:
+        asked.setdefault(row["what"], set()).add(row["who"])
+    one_by_one = {f"{how}, {who}" for how in ("forward", "sonde") for who in ("one by one", "shared")}
+    alone = {"bare forward", "capture alone", "sonde"}
+    assert asked == {
+        "GPT-2, last token": alone | {"plain loop", "nnsight", "TransformerLens"},
+        "GPT-2, contexts of one length": alone | {"SAELens"},
+        "LLaVA, one prompt per picture": alone,
+        "GPT-2, all tokens": alone | {"raw write"},
+        "LLaVA, K = 1 prompts per picture": one_by_one,
+        "LLaVA, K = 3 prompts per picture": one_by_one,
+        "all tokens of 2 samples": {"sonde"},
+        "all tokens of 8 samples": {"sonde"},
+        "GPT-2, last token, in worker processes": {"this process"},
+    }
+
+
+@pytest.mark.slow
+def test_a_peer_that_is_not_there_is_named_and_one_that_is_has_our_values(extract: dict[str, Any]) -> None:
+    rows = {row["who"]: row for row in extract["results"] if row["who"] in {"plain loop", *MODULES}}
+    for name, module in MODULES.items():
+        if importlib.util.find_spec(module) is None:
+            assert rows[name]["note"] == "not installed"
+            assert "seconds" not in rows[name]
+            assert extract["versions"][name] == {}
+    there = {name for name, row in rows.items() if "note" not in row}
+    assert "plain loop" in there
+    assert all(rows[name]["differs"] <= 0.03 for name in there)
+    ahead = {promise["name"].rpartition("ahead of ")[2] for promise in extract["owed"] if "ahead of" in promise["name"]}
+    assert ahead == there
+
+
+@pytest.mark.slow
+def test_sharing_is_held_against_the_tokens_that_it_saves(extract: dict[str, Any]) -> None:
+    shared = {row["what"]: row for row in extract["results"] if row["who"] == "sonde, shared"}
+    assert shared["LLaVA, K = 1 prompts per picture"]["token ratio"] == 1
+    # 256 tokens of the picture and 24 to 40 of each prompt.
+    ratio = shared["LLaVA, K = 3 prompts per picture"]["token ratio"]
+    assert 3 * (256 + 40) / (256 + 3 * 40) <= ratio <= 3 * (256 + 24) / (256 + 3 * 24)
+    for what, row in shared.items():
+        (promise,) = [promise for promise in extract["owed"] if promise["name"].startswith(what)]
+        assert promise["value"] == pytest.approx(row["gain"] / row["token ratio"])
+        assert promise["bound"] == 0.8

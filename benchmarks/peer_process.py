@@ -1,0 +1,98 @@
+"""A peer in a process and an interpreter of its own, told when to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROOT = Path(__file__).parents[1]
+# No peer is to look for what it is given, or to report home.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+
+class PeerProcess:
+    """Starts at once, and loads its library while this process goes on.
+
+    Parameters
+    ----------
+    module, name
+        Module to run, which takes the name of a peer and the path of a job, says on stdout whether it is there, and
+        answers every line of stdin by a line of JSON.
+    job
+        What the peer needs, as JSON; its file and the peer's log lie beside its ``folder``.
+    python
+        Interpreter; this process's if left out.
+
+    Attributes
+    ----------
+    absent
+        Why there is no such peer; empty if there is. Known after `wait`.
+    versions
+        Of its distributions. Known after `wait`.
+    """
+
+    def __init__(self, module: str, name: str, job: Mapping[str, Any], python: str | None = None) -> None:
+        self.name = name
+        self.absent = ""
+        self.versions: dict[str, str] = {}
+        place = Path(job["folder"])
+        self._log = place.with_suffix(".log")
+        path = place.with_suffix(".json")
+        path.write_text(json.dumps(job), encoding="utf-8")
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [python or sys.executable, "-m", module, name, str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=_ROOT,
+                env=os.environ | _OFFLINE,
+                encoding="utf-8",
+            )
+
+    def __enter__(self) -> PeerProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def wait(self) -> None:
+        """Wait until the peer is loaded, or has said why it is not."""
+        found = self._answer()
+        self.absent = found.get("absent", "")
+        self.versions = found.get("versions", {})
+
+    def prepare(self) -> None:
+        """Have the peer make ready for its next run."""
+        self._ask("prepare")
+
+    def run(self) -> None:
+        """Have the peer run, until what it keeps is on the disk."""
+        self._ask("run")
+
+    def values(self) -> NDArray[np.float32]:
+        """Read what the last run wrote."""
+        values: NDArray[np.float32] = np.load(self._ask("values"))
+        return values
+
+    def _ask(self, command: str) -> Any:
+        assert self._process.stdin is not None
+        print(command, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+            raise RuntimeError(f"{self.name} ended before it answered; it said last:\n{said}")
+        return json.loads(line)
