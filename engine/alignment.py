@@ -180,9 +180,7 @@ def _tokens_at(name: str, place: tuple[int, int], heard: Heard, behind: int, ima
         return [i for i, (a, b) in enumerate(offsets) if max(a, start) < min(b, stop)]
 
     if any(overlap(rest.offsets) for rest in heard.encoding.overflowing):
-        raise InputError(
-            f'span {name!r} is cut off by data.truncate: raise it, or pass the sample over with run.on_error = "skip"'
-        )
+        raise InputError(f"span {name!r} is cut off by data.truncate: raise it")
     found = overlap(heard.encoding.offsets)
     if not found:
         raise InputError(f"span {name!r} has no token: the tokenizer leaves {heard.text[start:stop]!r} out")

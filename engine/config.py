@@ -90,6 +90,8 @@ _SOURCES = ("task", "manifest", "image_folder", "hf_dataset")
 _SOURCES_OF = {
     "prompts": ("image_folder", "hf_dataset"),
     **dict.fromkeys(("hf_config", "hf_split", "hf_revision", "columns"), ("hf_dataset",)),
+    **dict.fromkeys(("annotations", "name"), ("task",)),
+    "images": ("task", "hf_dataset"),
 }
 
 
@@ -229,5 +231,10 @@ _PLAIN = {
     "string_type": "give text in quotes",
     "model_type": "give a table of settings",
     "too_short": "give at least one",
+    "bool_type": "give true or false",
+    "bool_parsing": "give true or false",
+    "int_type": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
 }
 _SECTIONS = {"model": ModelSection, "data": DataSection, "capture": CaptureSection, "run": RunSection}

@@ -90,6 +90,9 @@ def extract(
         raise InputError(f"workers={workers} are local, the scheduler {scheduler!r} has its own: give one of the two")
     if profile is not None and (workers is not None or scheduler is not None):
         raise InputError(f"the profile {str(profile)!r} is of one process: leave workers and scheduler out")
+    if profile is not None and (Path(profile).is_dir() or not Path(profile).absolute().parent.is_dir()):
+        # It is written at the end: hours later is late to learn of it.
+        raise InputError(f"the profile {str(profile)!r} cannot be written there: give a file in a folder that exists")
     location = locate(config.run.out, fsync=config.run.fsync)
     mode = mode_of(location, resume=resume, append=append)
     dataset = load_dataset(config.data, samples)
@@ -112,6 +115,8 @@ def extract(
         progress = Progress(sum(len(range_) for range_ in missing))
         if missing:
             stack.enter_context(_logged(store, progress, circumstances(session, config)))
+        else:
+            log.info("all %d samples are in %s already: nothing is left to do", len(dataset), store.location)
         if workers is None and scheduler is None:
             trace = Trace(enabled=profile is not None)
             if profile is not None:

@@ -250,7 +250,8 @@ def _load(name: str, config: str | None, split: str | Sequence[str] | None, revi
         raise InputError(f"the data set {name!r}: {error}") from error
     except (OSError, ValueError, LookupError, RuntimeError, *own_errors) as error:
         reasons = [str(reason).strip().partition("\n")[0] for reason in (error, error.__cause__) if reason]
-        raise InputError(f"the data set {name!r} cannot be loaded: {': '.join(reasons)}") from error
+        remedy = "" if path.is_dir() else "; give a data set of the hub that can be reached, or a folder of one"
+        raise InputError(f"the data set {name!r} cannot be loaded: {': '.join(reasons)}{remedy}") from error
 
 
 def _check_hub_name(name: str, path: Path) -> None:

@@ -309,9 +309,10 @@ class Encoder:
         if not length:
             raise InputError("its prompt has no tokens")
         if self._max_length is not None and length > self._max_length:
+            # Tokens that stand for an image cannot be cut off.
+            remedy = "shorten it" if has_image else "shorten it, or set data.truncate"
             raise InputError(
-                f"its prompt has {length} tokens, but the model has positions for {self._max_length}; "
-                'shorten it, set data.truncate, or pass it over with run.on_error = "skip"'
+                f"its prompt has {length} tokens, but the model has positions for {self._max_length}; {remedy}"
             )
         image = self._image_positions(tensors)
         if has_image and (self._image_token_id is not None or self._places_image) and not image.any():

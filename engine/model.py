@@ -97,8 +97,9 @@ def load_model(section: ModelSection) -> Model:
     device = _device(section.device)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
-        config = transformers.AutoConfig.from_pretrained(where, **options)
-        processor = _load_processor(where, config, options)
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(where, **options)
+            processor = _load_processor(where, config, options)
         dtype = getattr(torch, section.dtype)
         with_head = config.model_type in _LOADED_WITH_HEAD
         auto: Any = transformers.AutoModelForImageTextToText if with_head else transformers.AutoModel

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sonde.errors import InputError
 from sonde.store import Range
 
 from .batches import Batch, plan_batches
@@ -73,7 +74,7 @@ def work_of(
                         if isinstance(result, Encoded):
                             window.append(result)
                         elif fail:
-                            raise result
+                            raise InputError(f'{result}; run.on_error = "skip" passes over such samples') from result
                         else:
                             skipped[row] = str(result)
                 if _nbytes(window) >= WINDOW_BYTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +34,7 @@ def preparing(encoder: Encoder, processes: int, trace: Trace) -> Iterator[Prepar
         How many processes do so; 0: threads. Threads share the interpreter with who starts the forward passes, which
         many cores and large images make felt. A process that may have no children (of Dask's) uses threads.
     trace
-        Is told of what threads do.
+        Is told when each group was prepared.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def preparing(encoder: Encoder, processes: int, trace: Trace) -> Iterator[Prepar
     """
     if processes and not multiprocessing.current_process().daemon:
         with _processes(encoder, processes) as pool:
-            yield lambda groups: _from_processes(pool, groups)
+            yield lambda groups: _from_processes(pool, groups, trace)
         return
 
     def prepare(group: Group) -> list[Encoded | InputError]:
@@ -59,10 +60,12 @@ def _processes(encoder: Encoder, processes: int) -> Executor:
     return ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(pickle.dumps(encoder),))
 
 
-def _from_processes(pool: Executor, groups: Iterable[Group]) -> Iterator[list[Encoded | InputError]]:
+def _from_processes(pool: Executor, groups: Iterable[Group], trace: Trace) -> Iterator[list[Encoded | InputError]]:
     try:
-        for content in pool.map(_prepare, groups):
-            yield pickle.loads(content)
+        for content, start, end, pid in pool.map(_prepare, groups):
+            prepared = pickle.loads(content)
+            trace.add("prepare", start, end, pid, samples=len(prepared))
+            yield prepared
     except BrokenProcessPool as error:
         raise WorkerError(
             "a process that prepares samples died: give it more memory, or prepare on threads with run.encoders = 0"
@@ -80,7 +83,10 @@ def _adopt(content: bytes) -> None:
     _encoder = pickle.loads(content)
 
 
-def _prepare(group: Group) -> bytes:
+def _prepare(group: Group) -> tuple[bytes, int, int, int]:
+    """A group's results, when work on them began and ended, and the process that did it."""
     assert _encoder is not None
+    start = time.perf_counter_ns()
     # As bytes: torch would hand tensors on through shared files, of which there is a limit.
-    return pickle.dumps(_encoder.several(*group), protocol=5)
+    content = pickle.dumps(_encoder.several(*group), protocol=5)
+    return content, start, time.perf_counter_ns(), os.getpid()

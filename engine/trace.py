@@ -39,18 +39,27 @@ class Trace:
             with record_function(f"sonde: {name}"):
                 yield
         finally:
-            end = time.perf_counter_ns()
-            self._spans.append(
-                {
-                    "name": name,
-                    "ph": "X",
-                    "ts": (start - self._start) / 1e3,
-                    "dur": (end - start) / 1e3,
-                    "pid": os.getpid(),
-                    "tid": threading.get_native_id(),
-                    "args": details | {"thread": threading.current_thread().name},
-                }
-            )
+            thread = (os.getpid(), threading.get_native_id(), threading.current_thread().name)
+            self._keep(name, start, time.perf_counter_ns(), thread, details)
+
+    def add(self, name: str, start: int, end: int, pid: int, **details: Any) -> None:
+        """Note what a process of one thread did, by its ``time.perf_counter_ns``, which all of a machine have alike."""
+        if self._enabled:
+            self._keep(name, start, end, (pid, pid, f"sonde-encoder-{pid}"), details)
+
+    def _keep(self, name: str, start: int, end: int, thread: tuple[int, int, str], details: dict[str, Any]) -> None:
+        pid, tid, called = thread
+        self._spans.append(
+            {
+                "name": name,
+                "ph": "X",
+                "ts": (start - self._start) / 1e3,
+                "dur": (end - start) / 1e3,
+                "pid": pid,
+                "tid": tid,
+                "args": details | {"thread": called},
+            }
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the spans in the Trace Event Format (Perfetto, chrome://tracing); times in microseconds."""

@@ -55,11 +55,22 @@ MISTAKES = {
         ("unknown site 'resid_pots'", "there are embed, resid_pre"), settings=('capture.sites=["resid_pots"]',)
     ),
     "no such layer": Mistake(("the model has layers 0 to 2",), settings=("capture.layers=[7]",)),
+    "a folder of images beside a manifest": Mistake(
+        ("images is for task or hf_dataset", "leave images out"), settings=("data.images=pictures",)
+    ),
+    "neither true nor false": Mistake(
+        ("run.shared_prefix: give true or false, got 'maybe'",), settings=("run.shared_prefix=maybe",)
+    ),
+    "half a sample": Mistake(("run.range_size: give a whole number, got 1.5",), settings=("run.range_size=1.5",)),
     "labels without a value": Mistake(
         ("labels 'topic': every value is missing",), manifest=('{"id": "a", "prompt": "the cat", "topic": null}',)
     ),
     "a prompt too long": Mistake(
-        ("sample 'a': its prompt has 70 tokens, but the model has positions for 64", "data.truncate"),
+        (
+            "sample 'a': its prompt has 70 tokens, but the model has positions for 64",
+            "data.truncate",
+            'run.on_error = "skip" passes over such samples',
+        ),
         manifest=(json.dumps({"id": "a", "prompt": "cat " * 70}),),
     ),
     "an image for a model of text": Mistake(

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import textwrap
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pandas as pd
 import pytest
 
 import sonde
+from sonde.engine import Progress
+from sonde.terminal import extraction_progress
 
 COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info", "verify", "copy", "push", "pull"]
 COMMANDS += ["pool", "models"]
@@ -145,6 +149,14 @@ def test_probe_writes_beside_the_store_and_finds_what_is_there(store: Path, call
         # The topic is in every word but one: a probe that reads the store's rows in order cannot miss it.
         assert curve["value"].min() > 0.9
     assert len(sonde.load_probes(folder)) == 6
+
+
+def test_no_name_of_a_result_is_cut_off(store: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = call("probe", store, "--labels", "topic", *FAST).out
+    assert "…" not in table
+    columns = [line.split("│") for line in table.splitlines() if "│" in line]
+    assert "resid_post" in "".join(cells[1].strip() for cells in columns)
 
 
 def test_probe_out_selection_and_json(store: Path, call: Any, tmp_path: Path) -> None:
@@ -377,8 +389,62 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(study: Any, call: 
     assert plan["seconds"] > 0
     assert plan["tokens_per_s"] > 0
     assert not out.exists()
-    for word in ("192 in 48 ranges of 4", "padded tokens", "to be written", "peak memory", "tokens/s"):
-        assert word in call("extract", study.config, "--out", out, "--dry-run").out
+    shown = call("extract", study.config, "--out", out, "--dry-run").out
+    for words in (
+        "192 in 48 ranges of 4 (16 read to estimate the rest)",
+        "padded tokens",
+        "shared prefixes: yes; ",
+        "to be written: 73.7 kB",
+        "peak memory",
+        "tokens/s",
+    ):
+        assert words in shown
+    assert not out.exists()
+    alone = call("extract", study.config, "--out", out, "--dry-run", "--set", "run.shared_prefix=false").out
+    assert "shared prefixes: no, because run.shared_prefix is off\n" in alone
+
+
+def test_the_example_of_the_help_is_a_configuration(call: Any) -> None:
+    example = call("extract", "--help").out.partition("A minimal CONFIG.toml:")[2].partition("╭")[0]
+    sections = tomllib.loads(textwrap.dedent("\n".join(line.rstrip() for line in example.splitlines())))
+    assert sections == {
+        "model": {"name": "gpt2"},
+        "data": {"manifest": "samples.jsonl"},
+        "capture": {"tokens": ["last", "mean"]},
+        "run": {"out": "run.zarr"},
+    }
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with extraction_progress(line_seconds=0.0) as on_progress:
+        on_progress(Progress(200, samples=50, tokens=4000, nbytes=3 * 10**9, seconds=25.0))
+    said = "sonde: 50 of 200 samples  2.0 samples/s  160 tokens/s  0.120 GB/s  0:01:15 left\n"
+    assert capsys.readouterr().err == said
+    with extraction_progress() as on_progress:
+        on_progress(Progress(200, samples=50, seconds=25.0))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_with_nothing_left_to_do_says_so(study: Any, store: Path, call: Any, tree: Any) -> None:
+    for again in ("--resume", "--append"):
+        answer = call("extract", study.config, again)
+        assert (answer.code, answer.err.count("\n")) == (0, 1)
+        assert f"all 192 samples are in {store} already" in answer.err
+    assert tree(store) == tree(study.store)
+
+
+def test_skipped_samples_are_shown_by_row_and_the_rest_counted(study: Any, call: Any, tmp_path: Path) -> None:
+    prompts = ["cat " * (70 if i % 2 else 3) for i in range(26)]
+    manifest = tmp_path / "samples.jsonl"
+    manifest.write_text("".join(json.dumps({"id": f"s{i}", "prompt": p}) + "\n" for i, p in enumerate(prompts)))
+    settings = (f"data.manifest={manifest}", "run.on_error=skip", "run.range_size=13")
+    asked = [part for setting in settings for part in ("--set", setting)]
+    answer = call("extract", study.config, "--out", tmp_path / "run.zarr", *asked)
+    assert answer.code == 3
+    shown = [line.split()[2] for line in answer.out.splitlines() if line.startswith("skipped row")]
+    assert shown == [f"{row}:" for row in range(1, 20, 2)]
+    assert "and 3 more: sonde.open(…).skipped has them all" in answer.out
+    assert "on_error" not in answer.out
 
 
 def test_workers_write_the_same_store(study: Any, call: Any, tmp_path: Path, tree: Any) -> None:

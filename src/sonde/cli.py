@@ -162,20 +162,20 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and write nothing.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Run a frozen model over a data set and keep the activations of every layer.
+    r"""Run a frozen model over a data set and keep the activations of every layer.
 
     A minimal CONFIG.toml:
 
-        [model]
+        \[model]
         name = "gpt2"
 
-        [data]
+        \[data]
         manifest = "samples.jsonl"
 
-        [capture]
+        \[capture]
         tokens = ["last", "mean"]
 
-        [run]
+        \[run]
         out = "run.zarr"
     """
     from .engine import ExtractConfig

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from .engine.plan import Plan
     from .probes import Results
     from .store import Store
+
+# Between two lines of progress where stderr is a file: the log of a batch system.
+_LINE_SECONDS = 60.0
+_SKIPPED_SHOWN = 10
+_FILE_COLUMNS = 200
 
 
 class _Stderr(logging.Handler):
@@ -43,7 +50,11 @@ def console(*, stderr: bool = True) -> Console:
     """Make a rich console on stderr, or on stdout."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    made = Console(stderr=stderr)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        # A file has no width: what rich takes for one would cut tables up.
+        made.width = _FILE_COLUMNS
+    return made
 
 
 @contextmanager
@@ -58,22 +69,54 @@ def _bar(*columns: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def extraction_progress() -> Iterator[Callable[[Progress], None]]:
-    """Show samples, rates and the time left while an extraction calls what this gives."""
+def extraction_progress(line_seconds: float = _LINE_SECONDS) -> Iterator[Callable[[Progress], None]]:
+    """Show samples, rates and the time left while an extraction calls what this gives.
+
+    At a terminal that is a bar; elsewhere a line every ``line_seconds``.
+    """
     from rich.progress import TextColumn
 
     with _bar(TextColumn("{task.fields[rates]}")) as bar:
         task = bar.add_task("extract", total=None, rates="")
+        last = time.monotonic()
 
         def show(progress: Progress) -> None:
-            seconds = max(progress.seconds, 1e-9)
-            rates = (
-                f"{progress.samples / seconds:,.1f} samples/s  {progress.tokens / seconds:,.0f} tokens/s  "
-                f"{progress.nbytes / seconds / 1e9:.3f} GB/s"
-            )
+            nonlocal last
+            rates = _rates(progress)
             bar.update(task, total=progress.total, completed=progress.samples, rates=rates)
+            if bar.disable and time.monotonic() - last >= line_seconds:
+                last = time.monotonic()
+                left = (progress.total - progress.samples) * progress.seconds / max(progress.samples, 1)
+                print(
+                    f"sonde: {progress.samples} of {progress.total} samples  {rates}  {_duration(left)} left",
+                    file=sys.stderr,
+                )
 
         yield show
+
+
+def _rates(progress: Progress) -> str:
+    seconds = max(progress.seconds, 1e-9)
+    return (
+        f"{progress.samples / seconds:,.1f} samples/s  {progress.tokens / seconds:,.0f} tokens/s  "
+        f"{progress.nbytes / seconds / 1e9:.3f} GB/s"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _size(nbytes: float) -> str:
+    """Bytes in the unit that shows three digits of them."""
+    unit, scale = next((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 0)) if nbytes >= s)
+    number = nbytes / (scale or 1e3)
+    return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f} {unit}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}{'es' if what.endswith('ch') else 's'}"
 
 
 @contextmanager
@@ -86,17 +129,21 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def print_plan(plan: Plan) -> None:
     """Print what an extraction would take."""
-    read = f"estimated from {plan.samples_read}" if plan.samples_read < plan.samples else "all read"
-    print(f"samples: {plan.samples} in {plan.ranges} ranges of {plan.range_size} ({read})")
+    read = f"{plan.samples_read} read to estimate the rest" if plan.samples_read < plan.samples else "all read"
+    print(f"samples: {plan.samples} in {_counted(plan.ranges, 'range')} of {plan.range_size} ({read})")
     if plan.unusable:
         print(f"unusable: {plan.unusable} of {plan.samples_read} read, the first: {plan.first_error}")
-    print(f"tokens: {plan.tokens:,} in {plan.batches:,} batches of at most {plan.token_budget:,} padded tokens")
-    print(f"shared prefixes: {plan.sharing}; {plan.shared:.1%} of the tokens need not be computed")
+    print(
+        f"tokens: {plan.tokens:,} in {_counted(plan.batches, 'batch')} of at most {plan.token_budget:,} padded tokens"
+    )
+    shares = plan.sharing == "yes"
+    spared = f"; {plan.shared:.1%} of the tokens need not be computed" if shares else ""
+    print(f"shared prefixes: {plan.sharing}{spared}")
     print(f"padding: {plan.padding:.1%} of what the model computes")
-    print(f"to be written: {plan.bytes_written / 1e9:,.3f} GB before compression")
-    device = f", device {plan.device_bytes / 1e9:,.2f} GB" if plan.device_bytes else ""
-    print(f"peak memory: host {plan.host_bytes / 1e9:,.2f} GB besides Python and its libraries{device}")
-    print(f"time: {plan.seconds:,.0f} s at {plan.tokens_per_s:,.0f} tokens/s (a trial of some seconds)")
+    print(f"to be written: {_size(plan.bytes_written)} before compression")
+    device = f", device {_size(plan.device_bytes)}" if plan.device_bytes else ""
+    print(f"peak memory: host {_size(plan.host_bytes)} besides Python and its libraries{device}")
+    print(f"time: {_duration(plan.seconds)} at {plan.tokens_per_s:,.0f} tokens/s (a trial of some seconds)")
 
 
 def print_store(store: Store) -> None:
@@ -120,16 +167,20 @@ def print_store(store: Store) -> None:
     print(f"labels: {', '.join(f'{name} ({kind})' for name, kind in facts['labels'].items()) or 'none'}")
     if facts["nonfinite"]:
         print(f"non-finite values: {facts['nonfinite']}")
-    for row, why in list(store.skipped.items())[:10]:
+    skipped_rows = sorted(store.skipped.items())
+    for row, why in skipped_rows[:_SKIPPED_SHOWN]:
         print(f"skipped row {row}: {why}")
+    if len(skipped_rows) > _SKIPPED_SHOWN:
+        print(f"and {len(skipped_rows) - _SKIPPED_SHOWN} more: sonde.open(…).skipped has them all")
 
 
 def print_results(results: Results) -> None:
     """Print best against top layer, a row per curve."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     columns = ["site", "tokens", "metric", "best_layer", "best", "top_layer", "top"]
-    table = Table(*columns)
+    # Folded where there is no room: names that are cut off may look alike.
+    table = Table(*(Column(name, overflow="fold") for name in columns))
     for row in results.summary().to_dict("records"):
         table.add_row(*(f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
     console(stderr=False).print(table)

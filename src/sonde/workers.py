@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,8 +76,12 @@ def _local(workers: int | None, stack: ExitStack) -> distributed.Client:
 
     # Any free port of this machine alone: without a dashboard too there is a web server, on the port of everyone.
     web = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-    cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **web)
-    return distributed.Client(stack.enter_context(cluster))
+    logger = logging.getLogger("distributed.nanny")
+    stack.callback(logger.setLevel, logger.level)
+    cluster = stack.enter_context(distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **web))
+    # While it closes: a process that takes long to leave is killed, and has nothing left to lose.
+    stack.callback(logger.setLevel, logging.ERROR)
+    return distributed.Client(cluster)
 
 
 def _connect(scheduler: str) -> distributed.Client:

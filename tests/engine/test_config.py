@@ -170,7 +170,7 @@ def test_an_override_of_something_that_is_no_section_is_refused() -> None:
         ({"model": "m"}, "model: give a table of settings, got 'm'"),
         ({"model": {"name": 7}}, r"model\.name: give text in quotes, got 7"),
         ({"model": {"name": "m", "dtype": "int8"}}, r"model\.dtype: .*'bfloat16'.*got 'int8'"),
-        ({"model": {"name": "m", "seed": "x"}}, r"model\.seed: .*integer.*got 'x'"),
+        ({"model": {"name": "m", "seed": "x"}}, r"model\.seed: give a whole number, got 'x'"),
         (MODEL | {"run": {"token_budget": 0}}, r"run\.token_budget: .*greater than or equal to 1.*got 0"),
         (MODEL | {"capture": {"sites": "embed"}}, r"capture\.sites: give a list.*got 'embed'"),
         (MODEL | {"capture": {"sites": []}}, r"capture\.sites: give at least one"),
@@ -191,6 +191,7 @@ def test_an_override_of_something_that_is_no_section_is_refused() -> None:
             "data: prompts is for image_folder or hf_dataset: name one, or leave prompts out",
         ),
         (MODEL | {"data": {"manifest": "m", "hf_split": "test"}}, "data: hf_split is for hf_dataset"),
+        (MODEL | {"data": {"manifest": "m", "annotations": "a"}}, "data: annotations is for task: name one, or leave"),
         (MODEL | {"data": {"image_folder": "photos", "prompts": []}}, r"data\.prompts: give at least one"),
         (
             MODEL | {"data": {"hf_dataset": "user/name", "columns": {"question": "prompt"}}},

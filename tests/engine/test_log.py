@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,32 @@ def test_a_trace_is_written_where_a_run_fails(model_folder: Callable[[str], Path
             configuration(model_folder("gpt2"), tmp_path / "run.zarr"), samples=samples, profile=tmp_path / "trace.json"
         )
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_processes_that_prepare_samples_are_in_the_trace(
+    model_folder: Callable[[str], Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    samples = [Sample(f"s{i}", prompt=prompt(i, 3), images=(pictures[i % 3],)) for i in range(6)]
+    config = configuration(model_folder("llava"), tmp_path / "run.zarr", run={"encoders": 1})
+    extract(config, samples=samples, profile=tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    prepared = [event for event in events if event["name"] == "prepare"]
+    [forward, *_] = [event for event in events if event["name"] == "forward"]
+    assert sum(event["args"]["samples"] for event in prepared) == 6
+    assert {event["pid"] for event in prepared}.isdisjoint({os.getpid()})
+    assert all(event["args"]["thread"] == f"sonde-encoder-{event['pid']}" for event in prepared)
+    # Both clocks are one.
+    assert 0 <= prepared[0]["ts"] + prepared[0]["dur"] <= forward["ts"]
+
+
+def test_a_profile_that_cannot_be_written_is_refused_at_once(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = configuration(model_folder("gpt2"), tmp_path / "run.zarr")
+    for place in (tmp_path, tmp_path / "nowhere/trace.json"):
+        with pytest.raises(InputError, match="give a file in a folder that exists"):
+            extract(config, samples=text_samples(2), profile=place)
+    assert not (tmp_path / "run.zarr").exists()
 
 
 def test_a_profile_is_of_one_process(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
