@@ -79,8 +79,8 @@ def plan_schema(config: ExtractConfig, dataset: Dataset, session: Session) -> Sc
         model=dict(session.model.provenance),
         data={"fingerprint": dataset.fingerprint()} | encoder.settings,
         capture={"sites": list(capture.sites), "tokens": list(capture.tokens), "layers": _layers(capture)},
-        # Where the store lies is no part of it: two runs of one configuration give the same bytes.
-        config=json.loads(config.model_dump_json(exclude_none=True, exclude={"run": {"out", "fsync"}})),
+        # Where the store lies, and who prepared the samples, is no part of it: the bytes do not depend on it.
+        config=json.loads(config.model_dump_json(exclude_none=True, exclude={"run": {"out", "fsync", "encoders"}})),
         dtype=dtype,
         codec=config.capture.codec or "none",
     )

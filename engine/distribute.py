@@ -84,6 +84,7 @@ def extract_on_workers(
             progress.tokens += done.tokens
             progress.nbytes += done.nbytes
             progress.skipped += done.skipped
+            progress.ranges |= done.ranges
             progress.seconds = time.perf_counter() - clock
             if on_progress is not None:
                 on_progress(progress)

@@ -109,8 +109,7 @@ def extract(
         schema = plan_schema(config, dataset, session)
         stack.enter_context(location.lock())
         destination = open_destination(location, mode, config, dataset, schema)
-        if config.run.token_budget is None:
-            config = config.with_token_budget(destination.store.schema.config.get("run", {}).get("token_budget"))
+        config = _as_before(config, destination.store)
         store, missing = destination.store, destination.missing
         progress = Progress(sum(len(range_) for range_ in missing))
         if missing:
@@ -141,6 +140,18 @@ def extract(
             )
         store.refresh()
     return store
+
+
+def _as_before(config: ExtractConfig, store: Store) -> ExtractConfig:
+    """Take the store's token budget where none is given; warn of settings by which numbers round otherwise."""
+    before = store.schema.config.get("run", {})
+    if config.run.token_budget is None:
+        config = config.with_token_budget(before.get("token_budget"))
+    for name in ("token_budget", "shared_prefix"):
+        there, now = before.get(name), getattr(config.run, name)
+        if there is not None and there != now:
+            log.warning("run.%s is %s, and was %s in %s: numbers may round otherwise", name, now, there, store.location)
+    return config
 
 
 @contextmanager

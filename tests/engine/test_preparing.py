@@ -32,10 +32,7 @@ def test_the_bytes_are_the_same_and_a_broken_image_is_recorded(
         config = configuration(model_folder("qwen2_5_vl"), tmp_path / name, run=run)
         config["model"]["name"] = str(model_folder("qwen2_5_vl"))
         extract(config, samples=samples)
-    threads, processes = (contents(tmp_path / name) for name in ("threads.zarr", "processes.zarr"))
-    differing = {name for name in threads if threads[name] != processes[name]}
-    # The configuration, which says how many processes there were, and its digest.
-    assert differing == {"zarr.json"}
+    assert contents(tmp_path / "threads.zarr") == contents(tmp_path / "processes.zarr")
     assert "broken.png cannot be read" in Store.open(tmp_path / "processes.zarr").skipped[8]
 
 
