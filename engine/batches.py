@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .capture import CONNECTOR, Capture
-from .inputs import Encoded
+from .encoded import Encoded
 from .packs import Pack
 from .pixels import number_patches
 from .sharing import Prefixed

@@ -12,7 +12,7 @@ from sonde.errors import InputError
 from sonde.store import plan_ranges
 
 from .batches import plan_batches
-from .inputs import Encoded
+from .encoded import Encoded
 from .model import Model
 from .packs import Pack, plan_packs
 from .pipeline import Work, by_images, work_of

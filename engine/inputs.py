@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sonde.errors import InputError
 
 from .alignment import Heard
 from .capture import CONNECTOR, VISION, Capture
+from .encoded import Encoded
 from .marks import Marks
 from .model import Model
-from .pixels import count_vision_rows, open_image
+from .pixels import Pictures, count_vision_rows
 from .sample import Sample
 from .selectors import index_of, needs_image, needs_text
 from .structure import text_side
@@ -25,100 +25,6 @@ if TYPE_CHECKING:
 
 # Processors that put the tokens of an image, one to a prompt, in front of it themselves.
 _PLACES_IMAGE = ("kosmos-2", "blip-2", "instructblip")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """One sample as the model takes it.
-
-    Attributes
-    ----------
-    row
-        Row of the sample in the store.
-    sequence
-        Tensors along the positions, ``[1, position]``: ``input_ids``, ``attention_mask``, …
-    other
-        The rest, such as ``pixel_values``; joined along the first axis in a batch.
-    image
-        bool ``[position]``: which positions stand for image content.
-    vision_rows
-        How many rows of the vision tower's input are the sample's; 0 if there are none, or it cannot be told.
-    marks
-        bool ``[position]`` by selector, of those asked for whose positions are the sample's own to say: ``span:…`` and
-        ``image:…``. At least one position each.
-    """
-
-    row: int
-    sequence: Mapping[str, torch.Tensor]
-    other: Mapping[str, torch.Tensor]
-    image: torch.Tensor
-    vision_rows: int = 0
-    marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def last_image(self) -> int:
-        """The last position that stands for image content; -1 if there is none."""
-        positions = self.image.nonzero()
-        return int(positions[-1]) if len(positions) else -1
-
-    @property
-    def length(self) -> int:
-        """Number of positions."""
-        return len(self.image)
-
-    @property
-    def kind(self) -> tuple[Hashable, ...]:
-        """What all samples of a batch have in common: names of tensors, and how many images a mask tells apart.
-
-        Mllama lets positions that attend to no image attend to all of the batch's, so that a neighbour's second image
-        would change a sample with one.
-        """
-        return (*self.sequence, *self.other, *(x.shape[2:] for x in self.sequence.values()))
-
-    @property
-    def nbytes(self) -> int:
-        """Host memory that it takes."""
-        return sum(t.nbytes for group in (self.sequence, self.other) for t in group.values())
-
-    def sharing(self, first: Encoded) -> Encoded:
-        """The same with another sample's tensors where all that is not along the positions is alike."""
-        mine, its = self.other, first.other
-        alike = mine.keys() == its.keys() and all(
-            x is its[name] or (x.shape == its[name].shape and x.equal(its[name])) for name, x in mine.items()
-        )
-        return replace(self, other=its) if alike else self
-
-
-class _Pictures:
-    """The images of samples that have the same ones: opened and processed once."""
-
-    def __init__(self, sample: Sample, processor: Any, *, once: bool) -> None:
-        self._pictures = sample.images
-        self.processor = processor
-        if once and self._pictures and hasattr(processor, "image_processor"):
-            self.processor = copy.copy(processor)
-            self.processor.image_processor = _Remembering(processor.image_processor)
-
-    @cached_property
-    def images(self) -> list[Image]:
-        return [open_image(picture) for picture in self._pictures]
-
-
-class _Remembering:
-    """An image processor that is always asked the same, and answers what it did at first."""
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-        self._answer: Any = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._answer is None:
-            self._answer = self._processor(*args, **kwargs)
-        # Some processors take things out of the answer.
-        return copy.copy(self._answer)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
 
 
 class Encoder:
@@ -200,7 +106,7 @@ class Encoder:
         InputError
             If an image cannot be read, the prompt is too long for the model, or it has no positions for a selector.
         """
-        return self._encode(row, sample, _Pictures(sample, self._processor, once=False))
+        return self._encode(row, sample, Pictures(sample.images, self._processor, once=False))
 
     def several(self, rows: Sequence[int], samples: Sequence[Sample]) -> list[Encoded | InputError]:
         """Prepare samples that have the same images, or none: these are opened and processed once.
@@ -210,7 +116,7 @@ class Encoder:
         list
             For each sample what the model takes, or why it cannot be used. Tensors that are alike are the same object.
         """
-        pictures = _Pictures(samples[0], self._processor, once=len(samples) > 1)
+        pictures = Pictures(samples[0].images, self._processor, once=len(samples) > 1)
         first: Encoded | None = None
         results: list[Encoded | InputError] = []
         for row, sample in zip(rows, samples, strict=True):
@@ -223,7 +129,7 @@ class Encoder:
             results.append(encoded.sharing(first))
         return results
 
-    def _encode(self, row: int, sample: Sample, pictures: _Pictures) -> Encoded:
+    def _encode(self, row: int, sample: Sample, pictures: Pictures) -> Encoded:
         try:
             images = pictures.images
             if images and not self._takes_images:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .inputs import Encoded
+from .encoded import Encoded
 from .sharing import Sharing
 
 # A prefix of text alone counts from here on, and must save this share of the operations.

@@ -10,7 +10,7 @@ from sonde.errors import InputError
 from sonde.store import Range
 
 from .batches import Batch, plan_batches
-from .inputs import Encoded
+from .encoded import Encoded
 from .packs import Pack, plan_packs
 from .preparing import preparing
 from .sample import Dataset, Sample

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,3 +98,48 @@ def number_patches(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, t
         numbers.append(torch.where(pooled >= 0, pooled + first, pooled))
         first += tensors["pixel_values"].shape[:2].numel()
     return {"image_token_pooling": torch.cat(numbers)} if numbers else {}
+
+
+class Pictures:
+    """The images of samples that have the same ones: opened and, if ``once``, processed once.
+
+    Attributes
+    ----------
+    processor
+        What prepares samples with these images.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], processor: Any, *, once: bool) -> None:
+        self._pictures = pictures
+        self.processor = processor
+        if once and self._pictures and hasattr(processor, "image_processor"):
+            self.processor = copy.copy(processor)
+            self.processor.image_processor = _Remembering(processor.image_processor)
+
+    @cached_property
+    def images(self) -> list[Image]:
+        """All of them, decoded.
+
+        Raises
+        ------
+        InputError
+            If one is not there, or cannot be read.
+        """
+        return [open_image(picture) for picture in self._pictures]
+
+
+class _Remembering:
+    """An image processor that is always asked the same, and answers what it did at first."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._answer: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._answer is None:
+            self._answer = self._processor(*args, **kwargs)
+        # Some processors take things out of the answer.
+        return copy.copy(self._answer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 from sonde.errors import InputError, WorkerError
 
-from .inputs import Encoded, Encoder
+from .encoded import Encoded
+from .inputs import Encoder
 from .sample import Sample
 from .trace import Trace
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from .encoded import Encoded
 from .families import FAMILIES
-from .inputs import Encoded
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sonde.engine.batches import Batch, Collator, plan_batches, split
 from sonde.engine.capture import Capture
-from sonde.engine.inputs import Encoded
+from sonde.engine.encoded import Encoded
 from sonde.engine.packs import Pack
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sonde.engine import Sample, extract
 from sonde.engine.config import ExtractConfig
+from sonde.engine.encoded import Encoded
 from sonde.engine.families import FAMILIES, Family
-from sonde.engine.inputs import Encoded
 from sonde.engine.packs import Pack, plan_packs
 from sonde.engine.pipeline import Work, work_of
 from sonde.engine.sample import Dataset
