@@ -17,7 +17,7 @@ from .model import Model
 from .pixels import Pictures, count_vision_rows
 from .sample import Sample
 from .selectors import index_of, needs_image, needs_text
-from .structure import text_side
+from .structure import find_rope_changes, text_side
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,7 @@ class Encoder:
             # The processor writes all that stands for an image itself, marks with it, where it finds this (Molmo2).
             self._placeholder = str(token)
         self._max_length = model.max_length
+        self._rope_changes = find_rope_changes(self._config)
         self._capture = capture
         self._truncate = truncate
         self._marks = Marks(capture.tokens, model.processor, self._config)
@@ -236,7 +237,8 @@ class Encoder:
             if key.endswith(("_ids", "_mask")) and not key.startswith("pixel") and value.shape[:2] == ids.shape
         }
         other = {key: value for key, value in tensors.items() if key not in sequence}
-        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config))
+        rope_kind = sum(length > change for change in self._rope_changes)
+        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config), rope_kind)
 
     def _mark(self, sample: Sample, text: str, heard: Sequence[Heard], encoded: Encoded) -> dict[str, torch.Tensor]:
         """Positions that the sample has for the selectors of its own; ``text`` is what the processor was given."""
@@ -258,11 +260,13 @@ class Encoder:
         for site in (CONNECTOR, VISION):
             if site in self._capture.sites and not n_image:
                 raise InputError(f"site {site}: it has no image")
+        # The connector's positions are the image's alone.
+        there = n_image if CONNECTOR in self._capture.sites else length
         for tokens in self._capture.tokens:
             n = index_of(tokens)
-            there = n_image if self._capture.sites == (CONNECTOR,) else length
             if n is not None and not -there <= n < there:
-                raise InputError(f"tokens {tokens}: it has {there} positions")
+                of_image = " at the site connector" if CONNECTOR in self._capture.sites else ""
+                raise InputError(f"tokens {tokens}: it has {there} positions{of_image}")
 
     def _image_positions(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         ids = tensors["input_ids"][0]
