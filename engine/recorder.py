@@ -11,7 +11,8 @@ from sonde.errors import InputError, ModelError
 from .batches import Batch
 from .capture import CACHE, CONNECTOR, PARTS, VISION, Capture, Tap
 from .parts import ensure_parts, find_parts, first_tensor
-from .sharing import Reach, Sharing, added, mask_place
+from .prefix_hooks import PrefixHooks
+from .sharing import Sharing
 from .structure import Blocks, text_side
 from .tokens import Layout, Selection
 
@@ -76,14 +77,13 @@ class Recorder:
         self._text_model = text_side(model)
         self._capture = capture
         self._wanted = capture.taps
-        self._sharing = sharing
         self._found: dict[Tap, dict[str, tuple[torch.Tensor, torch.Tensor | None]]] = {}
         self._batch: Batch | None = None
-        self._masks: dict[Reach, torch.Tensor] = {}
         self._patches: Selection | None = None
         self._cache: Any = None
         self._after_last = False
         self._handles: list[Any] = []
+        self._prefixes: PrefixHooks | None = None
         self._sites: dict[Tap, list[str]] = {}
         for site in capture.sites:
             for tap in capture.taps_of(site):
@@ -91,7 +91,7 @@ class Recorder:
         try:
             self._hook_stream(blocks)
             if sharing is not None:
-                self._hook_prefixes(blocks, sharing)
+                self._prefixes = PrefixHooks(model, blocks, sharing)
             self._hook_parts(blocks, example)
             for number, block in enumerate(vision):
                 if (VISION, number) in self._wanted:
@@ -147,6 +147,8 @@ class Recorder:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+        if self._prefixes is not None:
+            self._prefixes.close()
 
     def run(self, batch: Batch) -> States:
         """Run the model once over a batch that is on its device.
@@ -160,7 +162,9 @@ class Recorder:
         """
         import torch
 
-        self._batch, self._found, self._masks, self._after_last = batch, {}, {}, False
+        self._batch, self._found, self._after_last = batch, {}, False
+        if self._prefixes is not None:
+            self._prefixes.begin(batch.prefixed)
         model = self._model if "pixel_values" in batch.inputs else self._text_model
         options: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}
         if any(site in CACHE for site in self._capture.sites):
@@ -180,7 +184,9 @@ class Recorder:
             raise
         finally:
             self._batch = self._cache = None
-            self._masks, self._patches = {}, None
+            self._patches = None
+            if self._prefixes is not None:
+                self._prefixes.begin(None)
         missing = sorted(self._wanted - self._found.keys())
         if missing:
             raise ModelError(
@@ -206,37 +212,6 @@ class Recorder:
                 kept[site] = torch.stack([x for _, x in layers if x is not None])
         self._found = {}
         return States(reduced, kept)
-
-    def _hook_prefixes(self, blocks: Blocks, sharing: Sharing) -> None:
-        decoder = self._model.get_decoder()
-        self._handles.append(
-            decoder.register_forward_pre_hook(self._with_positions(sharing.first_position), with_kwargs=True)
-        )
-        for layer, block in enumerate(blocks.layers):
-            hook = self._with_mask(layer, mask_place(block), sharing)
-            self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
-
-    def _with_positions(self, first: int) -> Callable[..., Any]:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._batch is None or self._batch.prefixed is None:
-                return None
-            return args, kwargs | {"position_ids": self._batch.prefixed.rope + first, "attention_mask": None}
-
-        return hook
-
-    def _with_mask(self, layer: int, place: int | None, sharing: Sharing) -> Callable[..., Any]:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._batch is None or self._batch.prefixed is None:
-                return None
-            reach = sharing.layers[layer]
-            if reach not in self._masks:
-                mask = self._batch.prefixed.mask(reach)
-                self._masks[reach] = added(mask, self._model.dtype) if sharing.additive else mask
-            if place is not None and place < len(args):
-                return (*args[:place], self._masks[reach], *args[place + 1 :]), kwargs
-            return args, kwargs | {"attention_mask": self._masks[reach]}
-
-        return hook
 
     @property
     def _takes_cache(self) -> bool:
