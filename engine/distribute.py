@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,16 +92,19 @@ def extract_on_workers(
 
 def extract_range(range_: Range, job: Job) -> Progress:
     """Extract and commit one range in this process."""
-    if job.name not in _current:
-        _current.clear()
-        _current[job.name] = _prepare(job)
     progress = Progress(len(range_))
-    _current[job.name].extract([range_], progress)
+    # A worker of a cluster may have many threads, each with a range, but has one model, which runs one batch at a time.
+    with _one_at_a_time:
+        if job.name not in _current:
+            _current.clear()
+            _current[job.name] = _prepare(job)
+        _current[job.name].extract([range_], progress)
     return progress
 
 
 # The job that this process is at; its model goes before another job's is loaded.
 _current: dict[str, Run] = {}
+_one_at_a_time = threading.Lock()
 
 
 def _prepare(job: Job) -> Run:
