@@ -202,10 +202,12 @@ def _place(packs: Sequence[Pack], width: int, rope: Callable[[Encoded], torch.Te
     import torch
 
     segment = torch.full((len(packs), width), -1)
-    place = torch.arange(width).repeat(len(packs), 1)
+    # Zero behind the end: a sequence may have more positions than the model has numbers for.
+    place = torch.zeros((len(packs), width), dtype=torch.int64)
     image_block = torch.zeros_like(place)
     for i, pack in enumerate(packs):
         segment[i, : pack.prefix] = 0
+        place[i, : pack.prefix] = torch.arange(pack.prefix)
         # All images are in the prefix, or the sample stands alone.
         first = pack.samples[0]
         image = (

@@ -75,7 +75,7 @@ class Prefixed:
     segment
         0 in the prefix, k in the k-th suffix, -1 behind the end.
     place
-        Number of the position in its sample.
+        Number of the position in its sample; 0 behind the end.
     rope
         Position as the decoder is given it; ``[3, sequence, position]`` where it has three of them.
     image_block
@@ -154,8 +154,8 @@ def find_sharing(model: Model, *, causal: bool) -> Sharing | str:
     return Sharing(
         layers=tuple(_reach(kind, config.model_type, text) for kind in kinds),
         additive=kernel == "eager",
-        # Llama 4 counts positions of its own to temper attention, in steps of this.
-        longest=getattr(text, "floor_scale", None),
+        # Llama 4 counts positions of its own, from 1, to temper attention: otherwise from this one on.
+        longest=text.floor_scale - 1 if hasattr(text, "floor_scale") else None,
         # Tables that number positions from behind the padding's (Kosmos-2).
         first_position=table.padding_idx + 1 if hasattr(table, "create_position_ids_from_input_ids") else 0,
     )
