@@ -103,9 +103,9 @@ class Keeper:
             raise
 
     def _place(self, arriving: Arriving, batch: Batch, range_: Range) -> None:
-        with self._trace.span("copy out"):
-            states = arriving.wait()
         try:
+            with self._trace.span("copy out"):
+                states = arriving.wait()
             with self._trace.span("place"):
                 rows = batch.rows.numpy() - range_.start
                 for site, values in states.reduced.items():

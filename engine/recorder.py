@@ -154,7 +154,7 @@ class Recorder:
         Raises
         ------
         ModelError
-            If the pass did not come by every place.
+            If the pass did not come by every place, or what is there is not a vector for each position.
         InputError
             If the layers of a site differ in length.
         """
@@ -174,6 +174,10 @@ class Recorder:
                 model(**batch.inputs, **options)
         except _Stop:
             pass
+        except BaseException:
+            # What does not fit into memory is tried again in halves, which need what this took.
+            self._found = {}
+            raise
         finally:
             self._batch = self._cache = None
             self._masks, self._patches = {}, None
@@ -299,9 +303,16 @@ class Recorder:
             # Sites that read one place with the same positions share what is selected of it.
             kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
             self._found[tap] = {}
-            if hidden.dim() == 2:
+            shape = self._batch.layout.shape
+            if hidden.dim() == 2 and len(hidden) == shape[0] * shape[1]:
                 # Batch and positions end to end.
-                hidden = hidden.reshape(*self._batch.layout.shape, -1)
+                hidden = hidden.reshape(*shape, -1)
+            if hidden.dim() != 3 or hidden.shape[:2] != shape:
+                raise ModelError(
+                    f"{type(self._model).__name__} has states of shape {list(hidden.shape)} at {tap} for {shape[0]} "
+                    f"sequences of {shape[1]} positions, and not one vector for each position: the sites of this model "
+                    "cannot be read"
+                )
             for site in self._sites[tap]:
                 selection = self._batch.selections.get(site, self._batch.selections["text"])
                 if id(selection) not in kept:
