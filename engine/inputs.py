@@ -17,7 +17,7 @@ from .model import Model
 from .pixels import count_vision_rows, open_image
 from .sample import Sample
 from .selectors import index_of, needs_image, needs_text
-from .structure import text_side
+from .structure import find_rope_changes, text_side
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,8 @@ class Encoded:
         bool ``[position]``: which positions stand for image content.
     vision_rows
         How many rows of the vision tower's input are the sample's; 0 if there are none, or it cannot be told.
+    apart
+        Samples of different numbers are not run together.
     marks
         bool ``[position]`` by selector, of those asked for whose positions are the sample's own to say: ``span:…`` and
         ``image:…``. At least one position each.
@@ -53,6 +55,7 @@ class Encoded:
     other: Mapping[str, torch.Tensor]
     image: torch.Tensor
     vision_rows: int = 0
+    apart: int = 0
     marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -68,12 +71,12 @@ class Encoded:
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
-        """What all samples of a batch have in common: names of tensors, and how many images a mask tells apart.
+        """What all samples of a batch have in common, so that none is changed by a neighbour.
 
-        Mllama lets positions that attend to no image attend to all of the batch's, so that a neighbour's second image
-        would change a sample with one.
+        Names of tensors; what depends on their length; and how many images a mask tells apart: Mllama lets positions
+        that attend to no image attend to all of the batch's.
         """
-        return (*self.sequence, *self.other, *(x.shape[2:] for x in self.sequence.values()))
+        return (*self.sequence, *self.other, *(x.shape[2:] for x in self.sequence.values()), self.apart)
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +139,8 @@ class Encoder:
         models that have a template, else raw. Samples with messages always go through the template.
     truncate
         Cut prompts without images to this many tokens.
+    padded
+        Whether samples may be padded; if not, only those of one length are run together.
 
     Raises
     ------
@@ -150,6 +155,8 @@ class Encoder:
         capture: Capture,
         prompt_format: Literal["auto", "raw", "chat"] = "auto",
         truncate: int | None = None,
+        *,
+        padded: bool = True,
     ) -> None:
         self._processor = model.processor
         # A tokenizer keeps its truncation from call to call, so threads that want another need another tokenizer.
@@ -167,6 +174,8 @@ class Encoder:
             # The processor writes all that stands for an image itself, marks with it, where it finds this (Molmo2).
             self._placeholder = str(token)
         self._max_length = model.max_length
+        self._padded = padded
+        self._rope_changes = find_rope_changes(self._config)
         self._capture = capture
         self._truncate = truncate
         self._marks = Marks(capture.tokens, model.processor, self._config)
@@ -329,7 +338,8 @@ class Encoder:
             if key.endswith(("_ids", "_mask")) and not key.startswith("pixel") and value.shape[:2] == ids.shape
         }
         other = {key: value for key, value in tensors.items() if key not in sequence}
-        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config))
+        apart = sum(length > change for change in self._rope_changes) if self._padded else length
+        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config), apart)
 
     def _mark(self, sample: Sample, text: str, heard: Sequence[Heard], encoded: Encoded) -> dict[str, torch.Tensor]:
         """Positions that the sample has for the selectors of its own; ``text`` is what the processor was given."""
@@ -351,11 +361,13 @@ class Encoder:
         for site in (CONNECTOR, VISION):
             if site in self._capture.sites and not n_image:
                 raise InputError(f"site {site}: it has no image")
+        # The connector's positions are the image's alone.
+        there = n_image if CONNECTOR in self._capture.sites else length
         for tokens in self._capture.tokens:
             n = index_of(tokens)
-            there = n_image if self._capture.sites == (CONNECTOR,) else length
             if n is not None and not -there <= n < there:
-                raise InputError(f"tokens {tokens}: it has {there} positions")
+                of_image = " at the site connector" if CONNECTOR in self._capture.sites else ""
+                raise InputError(f"tokens {tokens}: it has {there} positions{of_image}")
 
     def _image_positions(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         ids = tensors["input_ids"][0]

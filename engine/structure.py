@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def find_blocks(model: Any) -> Blocks:
     Raises
     ------
     ModelError
-        If there is no such list, or an encoder's beside a decoder's.
+        If there is no such list or more than one, or an encoder's beside a decoder's.
     """
     from torch import nn
 
@@ -70,7 +71,13 @@ def find_blocks(model: Any) -> Blocks:
             f"cannot find the blocks of {type(model).__name__}: its decoder {type(decoder).__name__} has no list of "
             f"{n_layers} modules"
         )
-    _, name, layers = min(candidates, key=lambda c: c[0])
+    depth, name, layers = min(candidates, key=lambda c: c[0])
+    alike = [other for its, other, _ in candidates if its == depth]
+    if len(alike) > 1:
+        raise ModelError(
+            f"cannot tell the blocks of {type(model).__name__}: its decoder {type(decoder).__name__} has several lists "
+            f"of {n_layers} modules, {', '.join(alike)}"
+        )
     parent = decoder.get_submodule(name.rpartition(".")[0])
     norms = tuple(child for child in parent.children() if "norm" in type(child).__name__.lower())
     return Blocks(layers, norms, name, frozenset(getattr(config, "cross_attention_layers", None) or ()))
@@ -106,7 +113,25 @@ def count_positions(model: Any) -> int | None:
     from torch import nn
 
     positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < 1:
+        # XLNet's way to say that there is no end.
+        positions = None
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
     return positions
+
+
+def find_rope_changes(config: Any) -> tuple[int, ...]:
+    """Return the lengths beyond which a model changes its rotary positions, ascending; most models have none.
+
+    They are changed for a whole batch where its longest sequence is beyond such a length (``longrope``).
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    # Layers of different types may have some each.
+    kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
+    return tuple(sorted({kind["original_max_position_embeddings"] for kind in kinds if _goes_by_length(kind)}))
+
+
+def _goes_by_length(rope: Mapping[str, Any]) -> bool:
+    return rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings") is not None

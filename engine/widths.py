@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 def some_tokens(model: Model, n: int = 2) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a pass over ``n`` different tokens of text."""
+    """Keyword arguments of a pass over ``n`` different tokens of text, from all over the vocabulary.
+
+    None is special: some models leave out what pads a text without being told (XLM).
+    """
     import torch
 
-    ids = [i for i in range(1, n + 2) if i != model.image_token_id][:n]
+    tokenizer = getattr(model.processor, "tokenizer", model.processor)
+    special = {*tokenizer.all_special_ids, model.image_token_id}
+    ordinary = [i for i in range(len(tokenizer)) if i not in special]
+    ids = [ordinary[len(ordinary) * (k + 1) // (n + 1)] for k in range(n)]
     return {"input_ids": torch.tensor([ids], device=model.device)}
 
 
