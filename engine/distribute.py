@@ -94,7 +94,7 @@ def extract_on_workers(
 def extract_range(range_: Range, job: Job) -> Progress:
     """Extract and commit one range in this process."""
     progress = Progress(len(range_))
-    # A worker of a cluster may have many threads, each with a range, but has one model.
+    # A worker of a cluster may have many threads, each with a range, but has one model, which runs one batch at a time.
     with _one_at_a_time:
         if job.name not in _current:
             _current.clear()

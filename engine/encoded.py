@@ -26,8 +26,8 @@ class Encoded:
         bool ``[position]``: which positions stand for image content.
     vision_rows
         How many rows of the vision tower's input are the sample's; 0 if there are none, or it cannot be told.
-    rope_kind
-        How many of the lengths at which the model changes its rotary positions the sample is beyond.
+    apart
+        Samples of different numbers are not run together.
     marks
         bool ``[position]`` by selector, of those asked for whose positions are the sample's own to say: ``span:…`` and
         ``image:…``. At least one position each.
@@ -38,7 +38,7 @@ class Encoded:
     other: Mapping[str, torch.Tensor]
     image: torch.Tensor
     vision_rows: int = 0
-    rope_kind: int = 0
+    apart: int = 0
     marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -56,10 +56,10 @@ class Encoded:
     def kind(self) -> tuple[Hashable, ...]:
         """What all samples of a batch have in common, so that none is changed by a neighbour.
 
-        Names of tensors; rotary positions; and how many images a mask tells apart: Mllama lets positions that attend to
-        no image attend to all of the batch's.
+        Names of tensors; what depends on their length; and how many images a mask tells apart: Mllama lets positions
+        that attend to no image attend to all of the batch's.
         """
-        return (*self.sequence, *self.other, *(x.shape[2:] for x in self.sequence.values()), self.rope_kind)
+        return (*self.sequence, *self.other, *(x.shape[2:] for x in self.sequence.values()), self.apart)
 
     @property
     def nbytes(self) -> int:

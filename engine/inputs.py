@@ -42,6 +42,8 @@ class Encoder:
         models that have a template, else raw. Samples with messages always go through the template.
     truncate
         Cut prompts without images to this many tokens.
+    padded
+        Whether samples may be padded; if not, only those of one length are run together.
 
     Raises
     ------
@@ -56,6 +58,8 @@ class Encoder:
         capture: Capture,
         prompt_format: Literal["auto", "raw", "chat"] = "auto",
         truncate: int | None = None,
+        *,
+        padded: bool = True,
     ) -> None:
         self._processor = model.processor
         # A tokenizer keeps its truncation from call to call, so threads that want another need another tokenizer.
@@ -73,6 +77,7 @@ class Encoder:
             # The processor writes all that stands for an image itself, marks with it, where it finds this (Molmo2).
             self._placeholder = str(token)
         self._max_length = model.max_length
+        self._padded = padded
         self._rope_changes = find_rope_changes(self._config)
         self._capture = capture
         self._truncate = truncate
@@ -237,8 +242,8 @@ class Encoder:
             if key.endswith(("_ids", "_mask")) and not key.startswith("pixel") and value.shape[:2] == ids.shape
         }
         other = {key: value for key, value in tensors.items() if key not in sequence}
-        rope_kind = sum(length > change for change in self._rope_changes)
-        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config), rope_kind)
+        apart = sum(length > change for change in self._rope_changes) if self._padded else length
+        return Encoded(row, sequence, other, image, count_vision_rows(tensors, self._config), apart)
 
     def _mark(self, sample: Sample, text: str, heard: Sequence[Heard], encoded: Encoded) -> dict[str, torch.Tensor]:
         """Positions that the sample has for the selectors of its own; ``text`` is what the processor was given."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from .batches import Batch, Collator
 from .capture import Capture
-from .causality import is_causal
+from .causality import is_causal, keeps_padding_out
 from .config import DataSection, ExtractConfig
 from .inputs import Encoder
 from .model import Model, load_model
@@ -70,9 +70,10 @@ class Session:
         vision = find_vision_blocks(model.module)
         wanted, data = config.capture, config.data or DataSection()
         capture = Capture.plan(wanted.sites, wanted.tokens, wanted.layers, model.n_layers, len(vision))
-        encoder = Encoder(model, capture, data.prompt_format, data.truncate)
         found = widths(model, capture)
         causal = is_causal(model)
+        padded = causal or keeps_padding_out(model)
+        encoder = Encoder(model, capture, data.prompt_format, data.truncate, padded=padded)
         sharing = find_sharing(model, causal=causal) if config.run.shared_prefix else "run.shared_prefix is off"
         note = f"no, because {sharing}" if isinstance(sharing, str) else "yes"
         told = None if isinstance(sharing, str) else sharing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,5 +130,8 @@ def find_rope_changes(config: Any) -> tuple[int, ...]:
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     # Layers of different types may have some each.
     kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
-    lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
-    return tuple(sorted({length for length in lengths if length is not None}))
+    return tuple(sorted({kind["original_max_position_embeddings"] for kind in kinds if _goes_by_length(kind)}))
+
+
+def _goes_by_length(rope: Mapping[str, Any]) -> bool:
+    return rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings") is not None

@@ -1,6 +1,7 @@
 """Stored activations equal a plain run with `output_hidden_states=True`, for every family that `sonde models` names."""
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from sonde.store import Store
 from .reference import ENCODERS, Reference, known
 from .runs import BUDGET, configuration, prompt, values
 from .tiny import families
-from .tiny_parts import LAYERS
+from .tiny_parts import HIDDEN, IDS, LAYERS, SIZES, train_tokenizer
 
 TOKENS = ("last", "first", "mean", "text_mean")
 LENGTHS = (3, 60, 1, 17, 55, 40, 5, 2, 9)
@@ -250,6 +251,69 @@ def test_a_hybrid_keeps_keys_and_values_in_its_attention_layers_alone(
         for site, x in (("k", cache.keys), ("v", cache.values)):
             want = np.concatenate(list(x[0].mean(dim=1).numpy()))
             np.testing.assert_allclose(found[site, "mean", 2][i], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_neighbour_leaves_the_rotary_positions_of_a_short_sample_alone(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # Phi-3 changes them for the whole batch where one sequence is longer than those that it was first trained on.
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder("phi3"), folder)
+    content = json.loads((folder / "config.json").read_text())
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    content["original_max_position_embeddings"] = 32
+    content["rope_parameters"] |= {"rope_type": "longrope", "original_max_position_embeddings": 32, **factors}
+    (folder / "config.json").write_text(json.dumps(content))
+    samples = [Sample(f"s{n}", prompt=prompt(n, n)) for n in (20, 30, 3, 35, 25, 1)]
+    store = run(folder, tmp_path / "run.zarr", samples, run={"token_budget": 1024})
+    reference = Reference(folder, "phi3")
+    lengths = [reference.inputs(sample, chat=False)["input_ids"].shape[1] for sample in samples]
+    assert min(lengths) <= 32 < max(lengths)
+    assert_equal(store, [reference.run(sample) for sample in samples], 1e-5)
+
+
+def test_an_encoder_that_takes_no_notice_of_a_mask_is_given_nothing_to_mask(tmp_path: Path) -> None:
+    import torch
+    import transformers as hf
+
+    tokenizer = train_tokenizer()
+    model = hf.FNetModel(hf.FNetConfig(**SIZES, **IDS, vocab_size=len(tokenizer), max_position_embeddings=256))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    samples = [Sample(f"s{i}", prompt=prompt(i, n)) for i, n in enumerate((3, 9, 3, 20, 9, 1))]
+    capture = {"sites": ["resid_post"], "tokens": ["mean"]}
+    store = extract(configuration(tmp_path / "model", tmp_path / "run.zarr", capture=capture), samples=samples)
+    for i, sample in enumerate(samples):
+        with torch.no_grad():
+            ids = tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
+            states = model.eval()(ids, output_hidden_states=True).hidden_states[1:]
+        for layer, state in enumerate(states):
+            got = values(store)["resid_post", "mean", layer][i]
+            np.testing.assert_allclose(got, state[0].mean(dim=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "message"),
+    [
+        ("xlm", {"emb_dim": HIDDEN, "n_layers": LAYERS, "n_heads": 4}, "several lists of 3 modules, attentions"),
+        (
+            "xlnet",
+            {"d_model": HIDDEN, "n_layer": LAYERS, "n_head": 4, "d_head": 8, "d_inner": 48},
+            r"states of shape \[2, 1, 32\] .* for 1 sequences of 2 positions",
+        ),
+    ],
+)
+def test_a_model_whose_states_lie_otherwise_is_refused(
+    model_type: str, sizes: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    import transformers as hf
+
+    tokenizer = train_tokenizer()
+    config = hf.AutoConfig.for_model(model_type, **sizes, **IDS, vocab_size=len(tokenizer))
+    for part in (hf.AutoModel.from_config(config), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=message):
+        extract(configuration(tmp_path / "model", tmp_path / "run.zarr"), samples=[Sample("a", prompt="a star")])
 
 
 def test_a_mark_of_an_image_that_the_processor_places_itself_is_refused(

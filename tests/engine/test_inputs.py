@@ -95,6 +95,16 @@ def test_image_positions_are_those_of_the_image_token(load: Callable[[str], Mode
     assert encoded.nbytes > encoded.other["pixel_values"].nbytes == 3 * 32 * 32 * 4
 
 
+def test_a_place_that_the_connector_lacks_is_refused_though_the_prompt_has_it(
+    load: Callable[[str], Model], pictures: list[Path]
+) -> None:
+    sample = Sample("a", prompt=prompt(0, 60), images=(pictures[0],))
+    for sites in (("connector",), ("embed", "connector")):
+        encoder = Encoder(load("llava"), Capture.plan(sites, ("index:40",), "all", 3), "raw")
+        with pytest.raises(InputError, match="tokens index:40: it has 16 positions at the site connector"):
+            encoder(0, sample)
+
+
 def test_messages_go_through_the_template_of_a_text_model(chatty: Model) -> None:
     turns = [{"role": "user", "content": "a red circle"}, BOT, {"role": "user", "content": "a red circle"}]
     expected = chatty.processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +142,40 @@ def test_every_site_and_selector_is_the_same(
                 one, other = (store.tokens(spec.site, layer, spec.tokens) for store in stores)
                 for row in range(len(samples)):
                     np.testing.assert_allclose(one[row], other[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_sequences_may_be_longer_than_the_model_has_positions(
+    model_type: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # Two sequences, of which one is padded to the length of the other, have more positions than the table has rows.
+    samples = [
+        Sample(f"{begin}-{i}", prompt=f"{prompt(begin, 60)} {prompt(i, 20)}")
+        for begin, n in ((1, 12), (2, 4))
+        for i in range(n)
+    ]
+    config = settings(model_folder(model_type), tmp_path / "together.zarr")
+    packs = packs_of(config, samples)[0]
+    assert sorted(pack.length > 256 for pack in packs) == [False, True]
+    apart = settings(model_folder(model_type), tmp_path / "apart.zarr", run={"shared_prefix": False})
+    assert_alike(extract(config, samples=samples), extract(apart, samples=samples))
+
+
+def test_a_model_that_counts_positions_by_itself_is_the_same_up_to_where_the_count_matters(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    begin = prompt(7, 40)
+    samples = [Sample(f"s{i}", prompt=f"{begin} {prompt(i, 9)}") for i in range(2)]
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder("llama4"), folder)
+    [pack] = packs_of(settings(folder, tmp_path / "plan.zarr"), samples)[0]
+    content = json.loads((folder / "config.json").read_text())
+    # Llama 4 counts from 1, and tempers what is at this position.
+    content["text_config"] |= {"floor_scale": pack.length, "attn_scale": 5.0}
+    (folder / "config.json").write_text(json.dumps(content))
+    together = extract(settings(folder, tmp_path / "together.zarr"), samples=samples)
+    apart = settings(folder, tmp_path / "apart.zarr", run={"shared_prefix": False})
+    assert_alike(together, extract(apart, samples=samples))
 
 
 def test_samples_that_end_where_others_go_on_share_all_but_their_last_token() -> None:

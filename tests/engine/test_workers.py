@@ -28,7 +28,7 @@ def llama(model_folder: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[distributed.LocalCluster]:
-    """A user's own scheduler with two worker processes of several threads each, as Dask's are by default."""
+    """A user's own scheduler with two worker processes, each of several threads, as Dask's are by default."""
     options = {"n_workers": 2, "threads_per_worker": 3, "dashboard_address": "127.0.0.1:0"}
     with distributed.LocalCluster(host="127.0.0.1", protocol="tcp", **options) as cluster:
         yield cluster
