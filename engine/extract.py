@@ -81,8 +81,6 @@ def extract(
     WorkerError
         If worker processes keep dying.
     """
-    import torch
-
     config = ExtractConfig.load(config)
     if config.run.out is None:
         raise InputError('run.out is missing: say where the store goes, for example out = "run.zarr"')
@@ -128,7 +126,9 @@ def extract(
             cuda = session.model.device.type == "cuda"
             del session, hooks
             if cuda:
-                torch.cuda.empty_cache()
+                from torch.cuda import empty_cache
+
+                empty_cache()
             extract_on_workers(
                 config,
                 dataset,
