@@ -62,7 +62,6 @@ def work_of(
     WorkerError
         If a process that prepares samples dies.
     """
-
     with preparing(session.encoder, encoders, trace) as prepare:
         for range_ in ranges:
             skipped: dict[int, str] = {}
