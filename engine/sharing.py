@@ -150,6 +150,9 @@ def find_sharing(model: Model, *, causal: bool) -> Sharing | str:
         return f"the attention kernel {kernel} takes no mask"
     if any("linear" in kind for kind in kinds) or mask_place(model.blocks.layers[0]) is None:
         return "the model has layers without attention"
+    takes_positions = "position_ids" in inspect.signature(model.module.get_decoder().forward).parameters
+    if not takes_positions or getattr(text, "alibi", False):
+        return "the model counts positions by itself"
     if not kinds:
         kinds = ("sliding_attention" if getattr(text, "sliding_window", None) else "full_attention",) * model.n_layers
     stack = model.module.get_decoder().get_submodule(model.blocks.path.rpartition(".")[0])

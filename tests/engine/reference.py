@@ -55,6 +55,7 @@ KNOWN = {
     "gpt2": Known("transformer.h"),
     "gpt_neox": Known("gpt_neox.layers"),
     "opt": Known("model.decoder.layers"),
+    **dict.fromkeys(("falcon", "bloom", "gptj"), Known("transformer.h")),
     # Its hidden states leave the embeddings out.
     "mamba2": Known("backbone.layers", first_state=1),
     **dict.fromkeys(

@@ -32,6 +32,7 @@ SUPPORTED = [family for family in FAMILIES if family.supported]
 ALONE = {
     "bert": "no, because the model's positions attend to what follows them",
     "roberta": "no, because the model's positions attend to what follows them",
+    "bloom": "no, because the model counts positions by itself",
     "mamba2": "no, because the model has layers without attention",
     "qwen3_next": "no, because the model has layers without attention",
     "qwen3_5": "no, because the model has layers without attention",
@@ -159,6 +160,19 @@ def test_sequences_may_be_longer_than_the_model_has_positions(
     assert sorted(pack.length > 256 for pack in packs) == [False, True]
     apart = settings(model_folder(model_type), tmp_path / "apart.zarr", run={"shared_prefix": False})
     assert_alike(extract(config, samples=samples), extract(apart, samples=samples))
+
+
+def test_a_falcon_whose_attention_goes_by_distance_alone_shares_nothing(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder("falcon"), folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"alibi": True}))
+    samples = [Sample(f"s{i}", prompt=f"{prompt(7, 40)} {prompt(i, 9)}") for i in range(3)]
+    packs, note = packs_of(settings(folder, tmp_path / "run.zarr"), samples)
+    assert note == "no, because the model counts positions by itself"
+    assert [pack.prefix for pack in packs] == [0, 0, 0]
 
 
 def test_a_model_that_counts_positions_by_itself_is_the_same_up_to_where_the_count_matters(
