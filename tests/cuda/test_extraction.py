@@ -138,9 +138,15 @@ def test_padded_batches_of_a_causal_model_run_in_flash_attention(
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     session = open_session(model_folder("llama"), tmp_path, gpu)
+    batch = batch_of(session, text_samples(4))
+    assert not batch.layout.valid.all()
     # Refuses a mask, where other kernels would quietly take its place.
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        session.run(batch_of(session, text_samples(4)))
+        flash = session.run(batch).reduced
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = session.run(batch).reduced
+    for site, x in plain.items():
+        assert (flash[site] - x).norm() <= 0.02 * x.norm(), site
 
 
 def test_the_engine_does_not_wait_for_the_gpu_within_a_batch(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from sonde.engine import calibrate, extract
 from sonde.engine.config import ExtractConfig
+from sonde.engine.packs import Pack
 from sonde.engine.sample import Dataset
 from sonde.engine.session import Session
 from sonde.store import Store
@@ -34,8 +35,8 @@ def test_a_long_run_takes_a_budget_that_was_tried(session: Session, monkeypatch:
     tried: list[int] = []
     seconds = {1024: 4.0, 2048: 1.0, 4096: 1.99, 8192: 9.0}
 
-    def run(session: Session, packs: list[object]) -> float:
-        padded = len(packs) * max(pack.length for pack in packs)  # type: ignore[attr-defined]
+    def run(session: Session, packs: Sequence[Pack]) -> float:
+        padded = len(packs) * max(pack.length for pack in packs)
         tried.append(next(budget for budget in seconds if padded <= budget))
         return seconds[tried[-1]]
 
