@@ -283,7 +283,7 @@ if __name__ == "__main__":
     help_ = "interpreter that a peer is installed in; may be given for each"
     parser.add_argument("--peer-python", type=peer_python, action="append", default=[], metavar="NAME=PATH", help=help_)
     sizes = {
-        "fast": "smaller models and fewer prompts: a minute",
+        "fast": "smaller models and fewer prompts: a minute, of runs so short that fixed costs show",
         "tiny": "only whether it runs: its numbers mean nothing",
     }
 

@@ -89,6 +89,7 @@ FULL = Size(
     rounds=3,
     few_rounds=3,
 )
+# So short that what a store costs to make and a first batch to prepare, some hundredths of a second, is seen in it.
 FAST = replace(
     FULL,
     text=TextShape(4, 256),
