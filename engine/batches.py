@@ -210,9 +210,8 @@ def _place(packs: Sequence[Pack], width: int, rope: Callable[[Encoded], torch.Te
         place[i, : pack.prefix] = torch.arange(pack.prefix)
         # All images are in the prefix, or the sample stands alone.
         first = pack.samples[0]
-        image = (
-            first.sequence["mm_token_type_ids"][0] == 1 if "mm_token_type_ids" in first.sequence else first.image
-        ).int()
+        kinds = first.sequence.get("mm_token_type_ids")
+        image = (first.image if kinds is None else kinds[0] == 1).int()
         image_block[i, : len(image)] = torch.diff(image, prepend=image[:1] * 0).clamp(min=0).cumsum(0) * image
         for k, (sample, own) in enumerate(zip(pack.samples, _suffixes(pack), strict=True), 1):
             segment[i, own] = k

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from .recorder import Recorder, States
 from .sharing import Sharing, find_rope, find_sharing
 from .structure import find_vision_blocks
 from .widths import some_tokens, widths
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -37,11 +37,11 @@ class Layout:
     marks: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def apart(cls, valid: torch.Tensor, image: torch.Tensor, marks: Mapping[str, torch.Tensor] | None = None) -> Layout:
+    def apart(cls, valid: torch.Tensor, image: torch.Tensor) -> Layout:
         """Every sample in a sequence of its own."""
         import torch
 
-        return cls(valid, image, torch.arange(len(valid), device=valid.device), len(valid), marks or {})
+        return cls(valid, image, torch.arange(len(valid)), len(valid))
 
     @property
     def shape(self) -> tuple[int, int]:

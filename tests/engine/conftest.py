@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sonde.engine.config import ModelSection
+from sonde.engine.model import Model, load_model
+
 from .tiny import write_model
 
 
@@ -39,6 +42,19 @@ def model_folder(scratch: Path) -> Iterator[Callable[[str], Path]]:
     torch.set_num_threads(1)
     yield folder
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def load(model_folder: Callable[[str], Path]) -> Callable[[str], Model]:
+    """A family's tiny model in float32, by model type; the tests of a module have it in common."""
+    models: dict[str, Model] = {}
+
+    def load(model_type: str) -> Model:
+        if model_type not in models:
+            models[model_type] = load_model(ModelSection(name=str(model_folder(model_type)), dtype="float32"))
+        return models[model_type]
+
+    return load
 
 
 @pytest.fixture(scope="session")

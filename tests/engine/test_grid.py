@@ -11,25 +11,12 @@ from PIL import Image
 
 from sonde.engine import Sample
 from sonde.engine.capture import Capture
-from sonde.engine.config import ModelSection
 from sonde.engine.grid import find_grid, tokens_at
 from sonde.engine.inputs import Encoder
-from sonde.engine.model import Model, load_model
+from sonde.engine.model import Model
 from sonde.errors import InputError
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
-
-
-@pytest.fixture(scope="module")
-def load(model_folder: Callable[[str], Path]) -> Callable[[str], Model]:
-    models: dict[str, Model] = {}
-
-    def load(model_type: str) -> Model:
-        if model_type not in models:
-            models[model_type] = load_model(ModelSection(name=str(model_folder(model_type)), dtype="float32"))
-        return models[model_type]
-
-    return load
 
 
 def encoder(model: Model, *tokens: str) -> Encoder:

@@ -33,18 +33,6 @@ def keep(tokens: str) -> Capture:
 
 
 @pytest.fixture(scope="module")
-def load(model_folder: Callable[[str], Path]) -> Callable[[str], Model]:
-    models: dict[str, Model] = {}
-
-    def load(model_type: str) -> Model:
-        if model_type not in models:
-            models[model_type] = load_model(ModelSection(name=str(model_folder(model_type)), dtype="float32"))
-        return models[model_type]
-
-    return load
-
-
-@pytest.fixture(scope="module")
 def chatty(model_folder: Callable[[str], Path], scratch: Path) -> Model:
     """A text model with a chat template that takes text only and refuses system turns."""
     import transformers as hf

@@ -24,18 +24,6 @@ TRIMMING = CHAT.replace("p['text']", "p['text'] | trim").replace("m['content'] }
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 
-@pytest.fixture(scope="module")
-def load(model_folder: Callable[[str], Path]) -> Callable[[str], Model]:
-    models: dict[str, Model] = {}
-
-    def load(model_type: str) -> Model:
-        if model_type not in models:
-            models[model_type] = load_model(ModelSection(name=str(model_folder(model_type)), dtype="float32"))
-        return models[model_type]
-
-    return load
-
-
 def encode(model: Model, sample: Sample, *names: str, prompt_format: Any = "auto", truncate: int | None = None) -> Any:
     capture = Capture.plan(("embed",), tuple(f"span:{name}" for name in names) or ("last",), "all", 3)
     return Encoder(model, capture, prompt_format, truncate)(0, sample)
