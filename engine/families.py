@@ -69,6 +69,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Falcon", "falcon", "text"),
     Family("BLOOM", "bloom", "text"),
     Family("GPT-J", "gptj", "text"),
+    Family("LFM2", "lfm2", "text"),
     Family("Mamba-2", "mamba2", "text"),
     Family("LLaVA", "llava", "text and images"),
     Family("LLaVA-NeXT", "llava_next", "text and images"),

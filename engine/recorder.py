@@ -13,7 +13,7 @@ from .capture import CACHE, CONNECTOR, PARTS, VISION, Capture, Tap
 from .parts import ensure_parts, find_parts, first_tensor
 from .prefix_hooks import PrefixHooks
 from .sharing import Sharing
-from .structure import Blocks, text_side
+from .structure import Blocks, attention_alone, text_side
 from .tokens import Layout, Selection
 
 if TYPE_CHECKING:
@@ -222,9 +222,8 @@ class Recorder:
 
         config = self._model.config.get_text_config()
         # A cache that knows the configuration forgets what a sliding window has passed; recurrent layers (Qwen3-Next)
-        # cannot do without one.
-        recurrent = any("linear" in kind for kind in getattr(config, "layer_types", None) or ())
-        return DynamicCache(config=config) if recurrent else DynamicCache()
+        # and convolutions (LFM2) cannot do without one.
+        return DynamicCache() if attention_alone(config) else DynamicCache(config=config)
 
     def _on_input(self, points: Sequence[int]) -> Callable[..., None]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

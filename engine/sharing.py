@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .encoded import Encoded
 from .families import FAMILIES
+from .structure import attention_alone
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ def find_sharing(model: Model, *, causal: bool) -> Sharing | str:
         return "the model's positions attend to what follows them"
     if kernel not in _MASKED_KERNELS:
         return f"the attention kernel {kernel} takes no mask"
-    if any("linear" in kind for kind in kinds) or mask_place(model.blocks.layers[0]) is None:
+    if not attention_alone(text) or mask_place(model.blocks.layers[0]) is None:
         return "the model has layers without attention"
     takes_positions = "position_ids" in inspect.signature(model.module.get_decoder().forward).parameters
     if not takes_positions or getattr(text, "alibi", False):

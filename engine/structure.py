@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _VISION_TOWERS = ("vision", "visual")
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "video")
+# Kinds of layers that keep nothing but keys and values.
+_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 # Models whose forward pass refuses text without an image, though their language side takes it.
 _REFUSE_TEXT = ("kosmos-2", "blip-2", "instructblip")
 
@@ -120,6 +122,11 @@ def count_positions(model: Any) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
     return positions
+
+
+def attention_alone(config: Any) -> bool:
+    """Whether all layers carry on keys and values alone, as far as the configuration says: none is recurrent."""
+    return all(kind in _ATTENTION for kind in getattr(config, "layer_types", None) or ())
 
 
 def find_rope_changes(config: Any) -> tuple[int, ...]:

@@ -234,17 +234,18 @@ def test_a_block_that_text_passes_over_hands_on_what_it_would_be_given(
     assert_equal(store, [reference.run(sample) for sample in samples], 1e-5)
 
 
+@pytest.mark.parametrize(("model_type", "name"), [("qwen3_next", "Qwen3NextModel"), ("lfm2", "Lfm2Model")])
 def test_a_hybrid_keeps_keys_and_values_in_its_attention_layers_alone(
-    model_folder: Callable[[str], Path], tmp_path: Path
+    model_type: str, name: str, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import torch
 
-    folder, samples = model_folder("qwen3_next"), [Sample(f"s{n}", prompt=prompt(n, n)) for n in (3, 30, 9)]
-    with pytest.raises(InputError, match="layer 0 of Qwen3NextModel keeps no keys and values"):
+    folder, samples = model_folder(model_type), [Sample(f"s{n}", prompt=prompt(n, n)) for n in (3, 30, 9)]
+    with pytest.raises(InputError, match=f"layer 0 of {name} keeps no keys and values"):
         run(folder, tmp_path / "no.zarr", samples, capture={"sites": ["k"]})
     capture = {"sites": ["k", "v"], "tokens": ["mean"], "layers": {"k": [2], "v": [2]}}
     found = values(run(folder, tmp_path / "run.zarr", samples, capture=capture))
-    reference = Reference(folder, "qwen3_next")
+    reference = Reference(folder, model_type)
     for i, sample in enumerate(samples):
         with torch.no_grad():
             cache = reference.model(**reference.inputs(sample, chat=False), use_cache=True).past_key_values.layers[2]

@@ -33,6 +33,7 @@ ALONE = {
     "bert": "no, because the model's positions attend to what follows them",
     "roberta": "no, because the model's positions attend to what follows them",
     "bloom": "no, because the model counts positions by itself",
+    "lfm2": "no, because the model has layers without attention",
     "mamba2": "no, because the model has layers without attention",
     "qwen3_next": "no, because the model has layers without attention",
     "qwen3_5": "no, because the model has layers without attention",

@@ -78,6 +78,7 @@ _TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "falcon": SIZES | {"max_position_embeddings": 256},
     "bloom": {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4},
     "gptj": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 256, "rotary_dim": 4},
+    "lfm2": GROUPED | {"layer_types": ["conv", "conv", "full_attention"]},
     "mamba2": {
         "hidden_size": HIDDEN,
         "num_hidden_layers": LAYERS,
