@@ -12,6 +12,7 @@ from sonde.store import Range
 from .batches import Batch, plan_batches
 from .encoded import Encoded
 from .packs import Pack, plan_packs
+from .picture import whereabouts
 from .preparing import preparing
 from .sample import Dataset, Sample
 from .session import Session
@@ -85,7 +86,11 @@ def work_of(
 
 def by_images(rows: Sequence[int], samples: Sequence[Sample], first: int) -> Iterator[list[int]]:
     """Part rows where the images of their samples change; one by one where there are none."""
-    for _, group in itertools.groupby(rows, key=lambda row: samples[row - first].images or row):
+
+    def images(row: int) -> Hashable:
+        return tuple(map(whereabouts, samples[row - first].images)) or row
+
+    for _, group in itertools.groupby(rows, key=images):
         yield list(group)
 
 

@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from sonde.engine import Sample, extract
+from sonde.engine import ImageBytes, ImageUrl, Sample, extract
+from sonde.engine.pipeline import by_images
 from sonde.errors import WorkerError
 from sonde.store import Store
 
@@ -34,6 +35,32 @@ def test_the_bytes_are_the_same_and_a_broken_image_is_recorded(
         extract(config, samples=samples)
     assert contents(tmp_path / "threads.zarr") == contents(tmp_path / "processes.zarr")
     assert "broken.png cannot be read" in Store.open(tmp_path / "processes.zarr").skipped[8]
+
+
+def test_neighbours_of_one_image_are_found_without_a_look_at_it() -> None:
+    class Unread(ImageBytes):
+        def read(self) -> bytes:
+            raise AssertionError("read to tell it from its neighbours")
+
+        def identity(self) -> Mapping[str, str]:
+            raise AssertionError("hashed to tell it from its neighbours")
+
+    one, other, url = Unread(b"1"), Unread(b"2"), "https://example.org/a.png"
+    pictures = [
+        (one,),
+        (one,),
+        (other,),
+        (Path("a"),),
+        (Path("a"),),
+        (),
+        (),
+        (ImageUrl(url),),
+        (ImageUrl(url),),
+        (one, other),
+    ]
+    samples = [Sample(f"s{i}", prompt="a", images=images) for i, images in enumerate(pictures)]
+    rows = list(by_images(range(10, 20), samples, 10))
+    assert rows == [[10, 11], [12], [13, 14], [15], [16], [17, 18], [19]]
 
 
 @pytest.mark.slow
