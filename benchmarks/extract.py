@@ -74,8 +74,8 @@ def main(folder: Path, size: Size, pythons: Mapping[str, str]) -> None:
     gpt2 = write_gpt2(folder / "gpt2", size.text)
     small = write_gpt2(folder / "small", size.small)
     llava = write_llava(folder / "llava", size.image)
-    ragged = Extraction(gpt2, prompts(size.prompts), folder)
-    equal = Extraction(gpt2, prompts(size.contexts, size.length, size.length), folder, dtype="float32")
+    ragged = Extraction.of_model(gpt2, prompts(size.prompts), folder)
+    equal = Extraction.of_model(gpt2, prompts(size.contexts, size.length, size.length), folder, dtype="float32")
     with ExitStack() as stack:
         peers: dict[str, PeerProcess] = {}
         for name in PEERS:
@@ -99,10 +99,10 @@ def main(folder: Path, size: Size, pythons: Mapping[str, str]) -> None:
         what = "GPT-2, contexts of one length"
         answers.append(last_token(what, equal, size.few_rounds, alone, dtype="float32", of_bare=None))
     images = pictures(folder / "pictures", max(size.pictures, size.shared))
-    with_image = Extraction(llava, questions(images[: size.pictures], 1), folder)
+    with_image = Extraction.of_model(llava, questions(images[: size.pictures], 1), folder)
     answers += [
         last_token("LLaVA, one prompt per picture", with_image, size.rounds, {}),
-        all_tokens(folder, Extraction(gpt2, prompts(size.all_tokens), folder, tokens="all"), size.rounds),
+        all_tokens(folder, Extraction.of_model(gpt2, prompts(size.all_tokens), folder, tokens="all"), size.rounds),
         *(share_prefix(folder, llava, images[: size.shared], k, size.few_rounds) for k in size.per_picture),
         with_workers(folder, gpt2, size),
     ]
@@ -193,7 +193,7 @@ def share_prefix(folder: Path, model: Path, images: Sequence[Path], per_image: i
     """Several prompts about every picture, whole and as forward passes with capture alone."""
     what = f"LLaVA, K = {per_image} prompts per picture"
     asked = questions(images, per_image)
-    alone, shared = (Extraction(model, asked, folder, shared_prefix=shared) for shared in (False, True))
+    alone, shared = (Extraction.of_model(model, asked, folder, shared_prefix=shared) for shared in (False, True))
     stores: list[Store] = []
     contestants: dict[str, Callable[[], object]] = {
         "forward, one by one": alone.captured,

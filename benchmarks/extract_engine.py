@@ -22,6 +22,8 @@ from sonde.engine.sample import Dataset
 from sonde.engine.session import Session
 from sonde.store import Store, locate, plan_ranges
 
+from .gpu_ceilings import wait
+
 TOKEN_BUDGET = 4096
 
 
@@ -30,23 +32,29 @@ class Extraction:
 
     Parameters
     ----------
-    model
-        Folder; without weights in it they are random.
+    session
+        The loaded model, of a configuration.
+    config
+        That configuration.
     samples
         What runs.
     folder
         Where the stores go.
-    tokens, dtype
-        Which tokens are kept; dtype of the model and the store.
-    run
-        Further settings of ``[run]``.
     """
 
     # Of all stores of this process.
     _numbers: ClassVar[Iterator[int]] = itertools.count()
 
-    def __init__(
-        self,
+    def __init__(self, session: Session, config: ExtractConfig, samples: Sequence[Sample], folder: Path) -> None:
+        self.samples = Dataset(tuple(samples))
+        self.folder = folder
+        self._config = config
+        self._session = session
+        self._schema = plan_schema(config, self.samples, session)
+
+    @classmethod
+    def of_model(
+        cls,
         model: Path,
         samples: Sequence[Sample],
         folder: Path,
@@ -54,12 +62,10 @@ class Extraction:
         tokens: str = "last",
         dtype: str = "bfloat16",
         **run: Any,
-    ) -> None:
-        self.samples = Dataset(tuple(samples))
-        self._folder = folder
-        self._config = configure(model, tokens, dtype, **run)
-        self._session = Session.open(self._config)
-        self._schema = plan_schema(self._config, self.samples, self._session)
+    ) -> Extraction:
+        """Load a model on the CPU, with random weights if its folder has none; ``run`` are settings of ``[run]``."""
+        config = configure(model, tokens, dtype, **run)
+        return cls(Session.open(config), config, samples, folder)
 
     @property
     def n_samples(self) -> int:
@@ -69,7 +75,7 @@ class Extraction:
     @property
     def n_tokens(self) -> int:
         """Tokens of all samples, without padding; what samples share counts for each."""
-        return sum(len(ids) for ids in self.ids)
+        return sum(batch.n_tokens for batch in self._batches)
 
     @cached_property
     def ids(self) -> list[list[int]]:
@@ -92,9 +98,14 @@ class Extraction:
 
     @cached_property
     def _batches(self) -> list[Batch]:
+        return [item.batch for item in self._plan()]
+
+    def _plan(self) -> list[Work]:
+        """Prepare all samples, in the batches of an extraction."""
         ranges = plan_ranges(len(self.samples), self._schema.range_size)
-        work = work_of(ranges, self.samples, 0, self._session, TOKEN_BUDGET, fail=True)
-        return [item.batch for item in work if isinstance(item, Work)]
+        budget = self._config.run.token_budget or TOKEN_BUDGET
+        work = work_of(ranges, self.samples, 0, self._session, budget, fail=True)
+        return [item for item in work if isinstance(item, Work)]
 
     @cached_property
     def _inputs(self) -> list[dict[str, Any]]:
@@ -108,15 +119,17 @@ class Extraction:
         with torch.inference_mode():
             for inputs in self._inputs:
                 self._session.model.module(**inputs, use_cache=False)
+        wait(str(self._session.model.device))
 
     def captured(self) -> None:
         """Run the batches and select what is to be kept, without keeping it."""
         for batch in self._batches:
             self._session.run(batch)
+        wait(str(self._session.model.device))
 
     def whole(self) -> Store:
         """Extract into a new store, from prompts to committed ranges."""
-        place = locate(self._folder / f"{next(self._numbers)}.zarr")
+        place = locate(self.folder / f"{next(self._numbers)}.zarr")
         store = open_destination(place, "new", self._config, self.samples, self._schema).store
         Run(self._session, self.samples, 0, store, self._config.run).extract(store.ranges, Progress(self.n_samples))
         store.refresh()
@@ -152,12 +165,12 @@ def rate(model: Path, samples: Sequence[Sample], out: Path, workers: int | None,
     return (after - before) / (stop - start)
 
 
-def configure(model: Path, tokens: str, dtype: str, **run: Any) -> ExtractConfig:
-    """Describe an extraction of all layers on the CPU."""
+def configure(model: Path, tokens: str, dtype: str, device: str = "cpu", **run: Any) -> ExtractConfig:
+    """Describe an extraction of all layers."""
     weights = "pretrained" if any(model.glob("*.safetensors")) else "random"
     return ExtractConfig.load(
         {
-            "model": {"name": str(model), "weights": weights, "device": "cpu", "dtype": dtype},
+            "model": {"name": str(model), "weights": weights, "device": device, "dtype": dtype},
             "capture": {"tokens": [tokens]},
             "run": {"out": "unused", "token_budget": TOKEN_BUDGET} | run,
         }

@@ -23,7 +23,7 @@ def main(model: Path, folder: Path, n_samples: int) -> dict[str, float]:
     """Return megabytes: of this process once the model is loaded, its peaks, and what 4 N keep more than N."""
     numbers = {"first": n_samples, "N": n_samples, "4 N": 4 * n_samples}
     runs = {
-        name: Extraction(model, prompts(n, _LENGTH, _LENGTH), folder, tokens="all", range_size=_RANGE_SIZE)
+        name: Extraction.of_model(model, prompts(n, _LENGTH, _LENGTH), folder, tokens="all", range_size=_RANGE_SIZE)
         for name, n in numbers.items()
     }
     found, sizes = {"loaded": megabytes("VmRSS")}, {}

@@ -25,7 +25,7 @@ from sonde.engine import Sample
 from sonde.store import ALL, as_float32
 
 from .gpu_ceilings import Emit, product_rate, room_for, wait, write_file
-from .gpu_session import Extraction, load
+from .gpu_session import GpuExtraction, load
 from .gpu_shapes import image_samples, text_samples, write_model
 from .result import Owed, interleave
 
@@ -94,7 +94,7 @@ def _measure(emit: Emit, folder: Path, device: str, size: Size, shape: str, draw
         with _loaded(model, tokens, device, size) as (session, seconds):
             parameters = sum(p.numel() for p in session.model.module.parameters())
             emit({"what": f"load, to keep {tokens} tokens", "who": shape, "seconds": seconds, "parameters": parameters})
-            trial = Extraction(session, draw(few), tokens, size.token_budget, folder)
+            trial = GpuExtraction(session, draw(few), tokens, size.token_budget, folder)
             nbytes = _check(emit, trial, tokens)
             if tokens == "last" and device != "cpu":
                 emit({"what": "waits for the device in one batch", "who": "sonde", **trial.waits()})
@@ -102,7 +102,7 @@ def _measure(emit: Emit, folder: Path, device: str, size: Size, shape: str, draw
             budgeted = room_for(folder, size.written) / nbytes if tokens == ALL else size.seconds / once
             del trial
             samples = draw(max(_CHECKED, min(_MOST_SAMPLES, int(budgeted * few))))
-            run = Extraction(session, samples, tokens, size.token_budget, folder)
+            run = GpuExtraction(session, samples, tokens, size.token_budget, folder)
             _compare(emit, run, tokens, size, shape)
             del run
 
@@ -126,7 +126,7 @@ def _loaded(model: Path, tokens: str, device: str, size: Size) -> Iterator[tuple
             torch.cuda.empty_cache()
 
 
-def _check(emit: Emit, trial: Extraction, tokens: str) -> int:
+def _check(emit: Emit, trial: GpuExtraction, tokens: str) -> int:
     """Compare a store with passes of one sample each, tell the greatest deviation, and return the store's bytes."""
     import numpy as np
 
@@ -151,7 +151,7 @@ def _check(emit: Emit, trial: Extraction, tokens: str) -> int:
     return nbytes
 
 
-def _compare(emit: Emit, run: Extraction, tokens: str, size: Size, shape: str) -> None:
+def _compare(emit: Emit, run: GpuExtraction, tokens: str, size: Size, shape: str) -> None:
     nbytes = 0
 
     def whole() -> None:

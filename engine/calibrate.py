@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sonde.errors import InputError
+from sonde.errors import InputError, ModelError
 from sonde.store import plan_ranges
 
 from .batches import plan_batches
@@ -91,7 +91,13 @@ def read_excerpt(dataset: Dataset, range_size: int, session: Session, token_budg
 
 
 def measure(session: Session, batches: Sequence[Sequence[Pack]]) -> tuple[float, int]:
-    """Run batches for a few seconds, the largest first; return samples' tokens per second and peak bytes of a GPU."""
+    """Run batches for a few seconds, the largest first; return samples' tokens per second and peak bytes of a GPU.
+
+    Raises
+    ------
+    ModelError
+        If a batch does not fit into the GPU's memory.
+    """
     import torch
 
     cuda = session.model.device.type == "cuda"
@@ -103,7 +109,14 @@ def measure(session: Session, batches: Sequence[Sequence[Pack]]) -> tuple[float,
     tokens, seconds = 0, 0.0
     for n, packs in enumerate(spread):
         start = time.perf_counter()
-        _run(session, packs)
+        try:
+            _run(session, packs)
+        except torch.cuda.OutOfMemoryError as error:
+            positions = len(packs) * max(pack.length for pack in packs)
+            raise ModelError(
+                f"{session.model.device} has not the memory for a batch of {positions} tokens: set run.token_budget "
+                "lower, to which a run would come by halving"
+            ) from error
         if n:
             tokens += sum(sample.length for pack in packs for sample in pack.samples)
             seconds += time.perf_counter() - start

@@ -116,16 +116,25 @@ class Pictures:
             self.processor = copy.copy(processor)
             self.processor.image_processor = _Remembering(processor.image_processor)
 
-    @cached_property
+    @property
     def images(self) -> list[Image]:
         """All of them, decoded.
 
         Raises
         ------
         InputError
-            If one is not there, or cannot be read.
+            If one is not there, or cannot be read; of that too one look is enough.
         """
-        return [open_image(picture) for picture in self._pictures]
+        if isinstance(self._opened, InputError):
+            raise self._opened
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> list[Image] | InputError:
+        try:
+            return [open_image(picture) for picture in self._pictures]
+        except InputError as error:
+            return error
 
 
 class _Remembering:

@@ -199,3 +199,19 @@ def test_urls_of_a_manifest_with_chats_stand_in_the_image_column(tmp_path: Path)
     path = tmp_path / "m.jsonl"
     path.write_text('{"id": "a", "messages": [{"role": "user", "content": "x"}], "image": "http://x.org/a.png"}\n')
     assert read_manifest(path, remote_images=True).samples[0].images == (ImageUrl("http://x.org/a.png"),)
+
+
+def test_an_image_is_asked_for_once_by_neighbours_whether_it_is_there_or_not(
+    site: Site, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    urls = [site.url(path) for path in ("/0.png", "/gone.png") for _ in range(4)]
+    config = configuration(
+        model_folder("llava"),
+        tmp_path / "run.zarr",
+        data={"manifest": str(manifest(tmp_path, *urls)), "remote_images": True},
+        run={"on_error": "skip", "range_size": 8},
+    )
+    store = extract(config)
+    assert sorted(store.skipped) == [4, 5, 6, 7]
+    assert all(f"'s{row}'" in why for row, why in store.skipped.items())
+    assert sorted(site.asked) == ["/0.png", "/gone.png"]
