@@ -32,6 +32,8 @@ class GpuExtraction(Extraction):
 
     Attributes
     ----------
+    needed
+        What one sample costs this model.
     operations
         Of all samples, without padding.
     device
@@ -44,9 +46,9 @@ class GpuExtraction(Extraction):
         model, self.device = Path(session.model.provenance["name"]), str(session.model.device)
         config = configure(model, tokens, "bfloat16", self.device, token_budget=token_budget)
         super().__init__(session, config, samples, folder)
-        needed, work = Operations.of(session.model.module, session.model.blocks.layers), self._plan()
+        self.needed, work = Operations.of(session.model.module, session.model.blocks.layers), self._plan()
         samples_run = [sample for item in work for pack in item.packs for sample in pack.samples]
-        self.operations = sum(needed.of_sample(sample.length, sample.vision_rows) for sample in samples_run)
+        self.operations = sum(self.needed.of_sample(sample.length, sample.vision_rows) for sample in samples_run)
         self._batches = [item.batch for item in work]
 
     def hidden_states(self, row: int) -> NDArray[np.float32]:

@@ -187,7 +187,7 @@ def test_operations_are_counted_as_torch_counts_them(
     shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks.gpu_session import Extraction, load
+    from benchmarks.gpu_session import GpuExtraction, load
     from benchmarks.gpu_shapes import image_samples, text_samples, write_model
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -195,7 +195,7 @@ def test_operations_are_counted_as_torch_counts_them(
     # Torch sees the products of this kernel; of them it counts the pairs that a causal mask hides.
     session.model.module.set_attn_implementation("eager")
     samples = text_samples(3, 30, 90) if shape == "tiny-llama" else image_samples(2, 4, 8, tmp_path / "images", 112)
-    run = Extraction(session, samples, "last", 1, tmp_path)
+    run = GpuExtraction(session, samples, "last", 1, tmp_path)
     with FlopCounterMode(display=False) as counter:
         run.bare()
     lengths = [session.encoder(row, sample).length for row, sample in enumerate(samples)]
