@@ -22,6 +22,7 @@ from .locate import locate
 from .location import Location
 from .ranges import Range
 from .schema import ALL, RAGGED, ArraySpec, Schema
+from .statistics import Statistics
 from .token_layer import TokenLayer
 
 
@@ -31,6 +32,7 @@ class Contents:
     def __init__(self, location: Location, schema: Schema, digests: tuple[str, ...]) -> None:
         self.location = location
         self.schema = schema
+        self.statistics = Statistics(location)
         self._digests = digests
         self.commits: dict[int, Commit] = {}
         self.damaged_records: dict[int, CorruptStoreError] = {}
