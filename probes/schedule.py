@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from sonde.workers import open_cluster, run_on
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_ON_A_GPU = 2
+"""Layers at a time on one GPU: one is computed while the next is read and sent."""
+
+log = logging.getLogger(__name__)
 
 
 def run_tasks(
@@ -18,6 +25,8 @@ def run_tasks(
     *,
     scheduler: str | None = None,
     workers: int | None = None,
+    device: str | None = None,
+    task_bytes: int = 0,
 ) -> Iterator[R]:
     """Give out ``function(task, *arguments)`` for every task, in the order in which they are done.
 
@@ -28,7 +37,12 @@ def run_tasks(
     scheduler
         Address of a Dask scheduler.
     workers
-        Number of local processes. Neither: threads of this process, one per core.
+        Number of local processes; on CUDA, of GPUs, if dask-cuda is there. Neither: threads of this process, one per
+        core, or fewer where their memory would not suffice.
+    device
+        Torch device that tasks compute on.
+    task_bytes
+        Memory that one task takes at its peak; it is told, and bounds the threads.
 
     Raises
     ------
@@ -38,21 +52,43 @@ def run_tasks(
         If workers keep dying.
     """
     if scheduler is None and workers is None:
-        yield from _on_threads(function, tasks, arguments)
+        n_threads = _n_threads(len(tasks), device, task_bytes)
+        _tell(len(tasks), n_threads, task_bytes)
+        yield from _on_threads(function, tasks, arguments, n_threads)
         return
-    with open_cluster(workers=workers, scheduler=scheduler) as client:
+    on_gpus = device is not None and device.startswith("cuda")
+    with open_cluster(workers=workers, scheduler=scheduler, on_gpus=on_gpus) as client:
+        _tell(len(tasks), sum(client.nthreads().values()), task_bytes)
         yield from run_on(client, function, tasks, arguments, "probed")
 
 
-def _on_threads(function: Callable[..., R], tasks: Sequence[T], arguments: tuple[Any, ...]) -> Iterator[R]:
-    from dask.base import compute
-    from dask.delayed import delayed
+def _on_threads(
+    function: Callable[..., R], tasks: Sequence[T], arguments: tuple[Any, ...], n_threads: int
+) -> Iterator[R]:
     from dask.system import CPU_COUNT
     from threadpoolctl import threadpool_limits
 
-    n_threads = max(1, min(len(tasks), CPU_COUNT))
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="probe")
     # One layer per core: BLAS threads of their own would fight over the cores.
     with threadpool_limits(max(1, CPU_COUNT // n_threads)):
-        for start in range(0, len(tasks), 4 * n_threads):
-            some = [delayed(function)(task, *arguments) for task in tasks[start : start + 4 * n_threads]]
-            yield from compute(*some, scheduler="threads", num_workers=n_threads)
+        try:
+            for future in as_completed([pool.submit(function, task, *arguments) for task in tasks]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _n_threads(n_tasks: int, device: str | None, task_bytes: int) -> int:
+    import psutil
+    from dask.system import CPU_COUNT
+
+    most = CPU_COUNT if device is None or not device.startswith("cuda") else _ON_A_GPU
+    fitting = int(psutil.virtual_memory().available // task_bytes) if task_bytes else most
+    return max(1, min(n_tasks, most, fitting))
+
+
+def _tell(n_tasks: int, at_a_time: int, task_bytes: int) -> None:
+    if task_bytes:
+        log.info(
+            "%d layers, %d at a time, about %.2g GB of memory each", n_tasks, min(n_tasks, at_a_time), task_bytes / 1e9
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from .backend import Array, Backend, gram, to_numpy
 from .moments import FoldStatistics, Moments
 from .rows import Rows, fold_array, target_array, used_chunks, weight_array
 
-__all__ = ["FoldStatistics", "Moments", "StatisticsFitter", "accumulate"]
+__all__ = ["FoldStatistics", "Moments", "StatisticsFitter", "accumulate", "with_targets"]
 
 _BLOCK_ROWS = 2048
 """Rows of a fold per Gram product: enough that adding D² products in float64 costs a tenth of computing them."""
@@ -231,6 +233,67 @@ def accumulate(
         fitter.update(positions, x, y_chunk, fold[positions], weight)
     assert fitter is not None, "used_chunks raises if rows in use never come"
     return fitter.finish()
+
+
+def with_targets(
+    stats: FoldStatistics,
+    rows: Rows,
+    y: Any,
+    folds: Any,
+    *,
+    sample_weight: Any = None,
+    device: str | None = None,
+) -> FoldStatistics:
+    """Put the sums of targets beside those of the activations, in one pass over the rows.
+
+    Parameters
+    ----------
+    stats : FoldStatistics
+        Of the same rows, folds and weights; its own targets are replaced.
+    rows, y, folds, sample_weight, device
+        As of `accumulate`.
+
+    Returns
+    -------
+    FoldStatistics
+        With `sum_y`, `shift_y`, `cross` and `square_y` of y; all else is that of `stats`.
+
+    Raises
+    ------
+    InputError
+        As `accumulate`, or if the statistics are of other folds.
+    """
+    fold = fold_array(folds, stats.n_folds)
+    used = fold >= 0
+    if not np.array_equal(np.bincount(fold[used], minlength=stats.n_folds), stats.n):
+        raise InputError(
+            f"statistics of {stats.n.tolist()} rows per fold are not of these folds: accumulate them from the same rows"
+        )
+    target, weight = target_array(y, used), weight_array(sample_weight, used)
+    shift = _weighted_mean(target[used], None if weight is None else weight[used])
+    target = np.where(used[:, None], target - shift, 0.0)
+    weighted = target if weight is None else target * weight[:, None]
+    in_fold = [fold == f for f in range(stats.n_folds)]
+    backend = Backend.of(stats.shift_x)
+    cross = backend.zeros(stats.n_folds, rows.hidden_size, target.shape[1])
+    moved = bool(backend.xp.any(stats.shift_x != 0))
+    for _, positions, x in used_chunks(rows, fold, device):
+        x = x - backend.xp.astype(stats.shift_x, x.dtype) if moved else x
+        # Rows of a fold lie together, so that each fold's product is one of a slice.
+        order = np.argsort(fold[positions], kind="stable")
+        x, here = backend.xp.take(x, backend.indices(order), axis=0), positions[order]
+        y_chunk = backend.asarray(weighted[here], x.dtype)
+        ends = np.searchsorted(fold[here], np.arange(stats.n_folds + 1)).tolist()
+        for f, (start, stop) in enumerate(itertools.pairwise(ends)):
+            if start < stop:
+                cross[f, ...] += backend.xp.matmul(x[start:stop, :].T, y_chunk[start:stop, :])
+    return replace(
+        stats,
+        shift_y=backend.asarray(shift, backend.xp.float64),
+        sum_y=backend.asarray(np.stack([weighted[mine].sum(axis=0) for mine in in_fold])),
+        square_y=backend.asarray(np.stack([(weighted * target)[mine].sum(axis=0) for mine in in_fold])),
+        cross=cross,
+    )
 
 
 def _weighted_mean(y: np.ndarray[Any, Any], weight: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,9 @@ R = TypeVar("R")
 
 
 @contextmanager
-def open_cluster(*, workers: int | None = None, scheduler: str | None = None) -> Iterator[distributed.Client]:
+def open_cluster(
+    *, workers: int | None = None, scheduler: str | None = None, on_gpus: bool = False
+) -> Iterator[distributed.Client]:
     """Start local processes, or connect to a cluster.
 
     Parameters
@@ -26,6 +29,8 @@ def open_cluster(*, workers: int | None = None, scheduler: str | None = None) ->
         Number of local processes.
     scheduler
         Address of a Dask scheduler, ``tcp://…``. Exactly one of the two is given.
+    on_gpus
+        Whether local workers take a GPU each, where dask-cuda is installed.
 
     Raises
     ------
@@ -38,7 +43,7 @@ def open_cluster(*, workers: int | None = None, scheduler: str | None = None) ->
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers cannot do anything: ask for 1 or more, or leave it out")
     with ExitStack() as stack:
-        yield stack.enter_context(_local(workers, stack) if scheduler is None else _connect(scheduler))
+        yield stack.enter_context(_local(workers, stack, on_gpus) if scheduler is None else _connect(scheduler))
 
 
 def run_on(
@@ -71,17 +76,27 @@ def _unpack(function: Callable[..., R], task: Any, arguments: tuple[Any, ...]) -
     return function(task, *arguments)
 
 
-def _local(workers: int | None, stack: ExitStack) -> distributed.Client:
+def _local(workers: int | None, stack: ExitStack, on_gpus: bool) -> distributed.Client:
     import distributed
 
     # Any free port of this machine alone: without a dashboard too there is a web server, on the port of everyone.
     web = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
     logger = logging.getLogger("distributed.nanny")
     stack.callback(logger.setLevel, logger.level)
-    cluster = stack.enter_context(distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **web))
+    cluster = stack.enter_context(_cluster_class(on_gpus)(n_workers=workers, threads_per_worker=1, **web))
     # While it closes: a process that takes long to leave is killed, and has nothing left to lose.
     stack.callback(logger.setLevel, logging.ERROR)
     return distributed.Client(cluster)
+
+
+def _cluster_class(on_gpus: bool) -> Any:
+    if on_gpus and importlib.util.find_spec("dask_cuda") is not None:
+        import dask_cuda
+
+        return dask_cuda.LocalCUDACluster
+    import distributed
+
+    return distributed.LocalCluster
 
 
 def _connect(scheduler: str) -> distributed.Client:

@@ -10,7 +10,7 @@ from sonde.errors import InputError
 from sonde.probes.backend import gram, mirror, to_numpy
 from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
-from sonde.probes.statistics import accumulate
+from sonde.probes.statistics import accumulate, with_targets
 
 
 def reference(x, y, weight):
@@ -126,6 +126,32 @@ def test_weights_count_as_repetitions(data):
     np.testing.assert_allclose(weighted.sxx, repeated.without(1).sxx, rtol=1e-9)
     np.testing.assert_allclose(weighted.sxy, repeated.without(1).sxy, rtol=1e-9, atol=1e-9)
     assert weighted.weight == repeated.without(1).weight
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+def test_targets_that_come_later_have_the_sums_of_targets_that_came_at_once(data, namespace, weighted):
+    x, y, folds = data
+    x[:, 2] += 1e5
+    folds[::7] = -1
+    weight = np.random.default_rng(4).uniform(0.1, 2, len(x)) if weighted else None
+    rows = ArrayRows(namespace(x), 13)
+    at_once = accumulate(rows, y, folds, sample_weight=weight)
+    later = with_targets(accumulate(rows, None, folds, sample_weight=weight), rows, y, folds, sample_weight=weight)
+    for fold in range(4):
+        used = (folds != fold) & (folds >= 0)
+        assert_moments(later.without(fold), x[used], y[used], None if weight is None else weight[used])
+    for name in ("shift_y", "sum_y", "square_y", "cross"):
+        ours, theirs = to_numpy(getattr(later, name)), to_numpy(getattr(at_once, name))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())
+        assert array_api_compat.device(getattr(later, name)) == array_api_compat.device(later.gram)
+
+
+def test_targets_of_other_folds_are_refused(data):
+    x, y, folds = data
+    stats = accumulate(ArrayRows(x), None, folds)
+    with pytest.raises(InputError, match="are not of these folds"):
+        with_targets(stats, ArrayRows(x), y, np.where(np.arange(len(x)) == 5, -1, folds))
 
 
 @pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
