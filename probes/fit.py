@@ -24,7 +24,7 @@ Solver = Literal["ridge", "logistic"]
 ALPHAS: dict[Solver, NDArray[np.float64]] = {"ridge": np.logspace(-1, 7, 17), "logistic": np.logspace(0, 5, 11)}
 """Penalties that are tried on standardised activations unless the user gives others."""
 
-_HELD_BYTES = 2**30
+HELD_BYTES = 2**30
 """Layers up to this size stay in memory between passes."""
 
 
@@ -63,7 +63,7 @@ class HeldRows:
         Bytes; more are read again for every pass, one chunk at a time.
     """
 
-    def __init__(self, rows: Rows, limit: int = _HELD_BYTES) -> None:
+    def __init__(self, rows: Rows, limit: int = HELD_BYTES) -> None:
         self._rows = rows
         self._limit = limit
         self._held: list[tuple[slice, Array]] | None = None

@@ -13,7 +13,7 @@ from sonde.errors import InputError, StoreError
 from sonde.store import ArraySpec, Store
 
 from .evaluate import Evaluation, evaluate
-from .fit import Solver, fit_layer
+from .fit import HELD_BYTES, Solver, fit_layer
 from .probe import Probe
 from .problem import Problem
 
@@ -55,6 +55,14 @@ class LayerTask:
     url: str
     spec: ArraySpec
     layer: int
+
+    def nbytes(self, problem: Problem, itemsize: int) -> int:
+        """Estimate the memory that `run` takes at its peak; of the number of samples, only labels and scores grow."""
+        hidden, n_parts = self.spec.hidden, problem.split.n_folds + 1
+        # Gram matrices of the folds, eigenbases of the training parts, and what one decomposition works with.
+        square = 8 * hidden**2 * (2 * n_parts + 4)
+        held = min(HELD_BYTES, len(problem.y) * hidden * itemsize)
+        return square + held + 8 * problem.y.size * 6
 
     def run(
         self, problem: Problem, draws: NDArray[Any], solver: Solver, alphas: NDArray[np.float64], device: str | None

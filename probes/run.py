@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sonde.errors import StoreError
+from sonde.errors import InputError, StoreError
 from sonde.store import Store, versions
 
 from .bootstrap import cluster_weights, paired_difference
@@ -23,6 +26,7 @@ from .evaluate import Evaluation, evaluate
 from .fit import ALPHAS, Solver, ensure_solvable
 from .layers import LayerTask, ProbedLayer, layer_tasks
 from .metrics import PRIMARY, higher_is_better
+from .parts import LAYERS, Parts
 from .probe import save_probes
 from .problem import ALL, Problem
 from .results import BASELINE, Results
@@ -50,6 +54,7 @@ def probe(
     scheduler: str | None = None,
     workers: int | None = None,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Fit linear probes to every layer of a store.
@@ -81,7 +86,10 @@ def probe(
         Local worker processes; left out, threads of this process. A script must ask for them under
         ``if __name__ == "__main__":``, as for all processes of Python.
     out
-        Folder for ``results.parquet``, ``comparisons.parquet``, ``scores.parquet`` and the probes; must not exist.
+        Folder for ``results.parquet``, ``comparisons.parquet``, ``scores.parquet`` and the probes; must not exist. While
+        layers are probed, those that are done are in its folder ``layers``.
+    resume
+        Go on with the layers that a run to ``out`` has left, or begin it.
     on_progress
         Called with (layers done, layers in all).
 
@@ -92,7 +100,7 @@ def probe(
     Raises
     ------
     StoreError
-        If the store is not complete or lacks what is asked for, or ``out`` exists.
+        If the store is not complete or lacks what is asked for, or ``out`` exists, or was begun with other options.
     InputError
         If an option, the labels or the activations cannot be used, or no scheduler answers.
     WorkerError
@@ -109,42 +117,89 @@ def probe(
     ensure_solvable(problem, solver)
     penalties = ALPHAS[solver] if alphas is None else alpha_array(alphas)
     draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
+    common = _origin(store, problem) | {"split_hash": problem.split.hash, "seed": seed}
+    about = {
+        "store": str(store.location),
+        "labels": _digest(problem),
+        "split": problem.split.hash,
+        "solver": solver,
+        "alphas": penalties.tolist(),
+        "seed": seed,
+        "draws": n_draws,
+        "device": device,
+    }
     # The folder comes first: hours of probing must not end at one that cannot be made.
-    folder: AbstractContextManager[Path | None] = nullcontext() if out is None else _new_folder(Path(out))
-    with folder as path:
-        done: list[ProbedLayer] = []
+    with _folder(out, resume) as path:
+        if path is not None and (path / "results.parquet").is_file():
+            log.info("%s is finished", path)
+            return Results.load(path)
+        parts = None if path is None else Parts(path, about, common)
+        done = parts.begin(tasks) if parts is not None else []
+        known = {(probed.spec.name, probed.probe.layer) for probed in done}
+        left = [task for task in tasks if (task.spec.name, task.layer) not in known]
+        if done and on_progress is not None:
+            on_progress(len(done), len(tasks))
         shared = (problem, draws, solver, penalties, device)
-        for probed in run_tasks(LayerTask.run, tasks, shared, scheduler=scheduler, workers=workers):
+        places = {"scheduler": scheduler, "workers": workers, "device": device}
+        task_bytes = max((task.nbytes(problem, store.schema.numpy_dtype.itemsize) for task in left), default=0)
+        for probed in run_tasks(LayerTask.run, left, shared, task_bytes=task_bytes, **places) if left else ():
             done.append(probed)
+            if parts is not None:
+                parts.add(probed)
             if on_progress is not None:
                 on_progress(len(done), len(tasks))
         order = {(task.spec.name, task.layer): i for i, task in enumerate(tasks)}
         done.sort(key=lambda probed: order[probed.spec.name, probed.probe.layer])
         _warn_of_edges(done, penalties, int((problem.split.folds >= 0).sum()))
         results = _table(store, problem, draws, done, solver, penalties, seed)
-        if path is not None:
+        if path is not None and parts is not None:
             save_probes(path, [probed.probe for probed in done])
             _save_scores(path, problem, store.ids, done)
             # The results come last: a folder that has them is complete.
             results.save(path)
+            parts.remove()
     return results
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder, and remove it again if nothing came to be in it before an error."""
+def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Iterator[Path | None]:
+    """Make the folder of a run, and remove it again if nothing came to be in it before an error."""
+    if out is None:
+        if resume:
+            raise InputError("a run without a folder leaves nothing to resume: give `out`")
+        yield None
+        return
+    path = Path(out)
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        raise StoreError(f"{path} exists already; choose another --out") from None
+        if not (resume and ((path / LAYERS).is_dir() or (path / "results.parquet").is_file())):
+            raise StoreError(
+                f"{path} exists already; choose another --out, or go on with a run that was cut off with --resume"
+            ) from None
     except OSError as error:
         raise StoreError(f"cannot make the folder {path} ({error.strerror}); choose another --out") from error
     try:
         yield path
     except BaseException:
-        with suppress(OSError):
-            path.rmdir()
+        if any(path.glob(f"{LAYERS}/*.parquet")):
+            log.warning("the layers that are done are kept in %s; --resume goes on with the others", path)
+        else:
+            shutil.rmtree(path / LAYERS, ignore_errors=True)
+            with suppress(OSError):
+                path.rmdir()
         raise
+
+
+def _origin(store: Store, problem: Problem) -> dict[str, str]:
+    return {"model": str(store.schema.model.get("name")), "store": store.location.name, "labels": problem.labels}
+
+
+def _digest(problem: Problem) -> str:
+    """Digest of what is asked of which sample."""
+    used = (problem.split.folds >= 0) | problem.split.test
+    named = json.dumps([problem.labels, problem.kind, problem.targets]).encode()
+    return hashlib.blake2b(named + problem.y[used].tobytes() + used.tobytes(), digest_size=16).hexdigest()
 
 
 def _warn_of_edges(done: Sequence[ProbedLayer], alphas: NDArray[np.float64], n_train: int) -> None:
@@ -177,8 +232,7 @@ def _table(
     alphas: NDArray[np.float64],
     seed: int,
 ) -> Results:
-    model, name, primary = str(store.schema.model.get("name")), store.location.name, PRIMARY[problem.kind]
-    origin = {"model": model, "store": name, "labels": problem.labels}
+    origin, primary = _origin(store, problem), PRIMARY[problem.kind]
     common = origin | {"split_hash": problem.split.hash, "seed": seed}
     records = [
         common | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer, "solver": solver} | record
@@ -191,9 +245,9 @@ def _table(
     records += [common | where | record for record in baseline.records]
     comparisons = [origin | {"solver": solver, "metric": primary} | row for row in _comparisons(done, primary)]
     provenance = {
-        "model": model,
+        "model": origin["model"],
         "weights": store.schema.model.get("weights", "pretrained"),
-        "store": name,
+        "store": origin["store"],
         "store_path": str(store.location),
         "n_layers": store.schema.model.get("n_layers"),
         "primary": {problem.labels: primary},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,6 +78,30 @@ def copy_command(
         print(json.dumps(facts | {"copied": copied.ranges, "present": copied.present, "bytes": copied.nbytes}))
         return
     print(f"{copied.store.location}: {copied.ranges} ranges copied ({copied.nbytes:,} bytes), {copied.present} there")
+
+
+@app.command()
+def cache(
+    store: StorePath,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show, or clear, what `sonde probe` has kept in a store for the next labels: statistics of its layers."""
+    from .store import Store
+
+    statistics = Store.open(store).statistics
+    entries = statistics.entries()
+    if clear:
+        statistics.clear()
+    nbytes = sum(entry.nbytes for entry in entries)
+    if as_json:
+        print(json.dumps({"entries": [asdict(entry) for entry in entries], "bytes": nbytes, "cleared": clear}))
+        return
+    for entry in entries:
+        about = entry.about
+        what = f"{about.get('site')}/{about.get('tokens')}/{about.get('layer')}"
+        print(f"{what}: {about.get('n_folds')} folds, {about.get('dtype')}, {about.get('where')}, {entry.nbytes:,} bytes")
+    print(f"{len(entries)} layers' statistics, {nbytes:,} bytes{', cleared' if clear else ''}")
 
 
 @app.command()
