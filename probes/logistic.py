@@ -165,8 +165,9 @@ def logistic_path(
         fold = one_fold
     labels = label_array(y, fold >= 0, kind)
     checked = alpha_array(alphas)
-    objective = _objective(rows, labels, fold, stats, weight_array(sample_weight, fold >= 0), kind)
     bases = {stats.n_folds: eigenbasis(stats.total(), standardize=standardize)}
+    live = bases[stats.n_folds].live
+    objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind)
     solver = PathSolver(objective, bases, stats.shift_x, stats.dtype, kind, tol, max_passes)
     found = solver.walk(checked, [stats.n_folds])
     _warn(found.converged, tol, max_passes)
@@ -232,8 +233,9 @@ def logistic_cv(
     checked, n_folds = alpha_array(alphas), stats.n_folds
     fold = fold_array(folds, n_folds)
     labels = label_array(y, fold >= 0, kind)
-    objective = _objective(rows, labels, fold, stats, weight_array(sample_weight, fold >= 0), kind)
     by_split = dict(enumerate(bases or eigenbases(stats, standardize=standardize)))
+    live = by_split[n_folds].live
+    objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind)
     solver = PathSolver(objective, by_split, stats.shift_x, stats.dtype, kind, tol, max_passes)
     found = solver.walk(checked, list(range(n_folds)))
     cv_loss = found.held_out.sum(axis=1) / stats.weight.sum()
@@ -266,6 +268,7 @@ def _objective(
     labels: np.ndarray[Any, Any],
     fold: np.ndarray[Any, Any],
     stats: FoldStatistics,
+    live: Array,
     weight: np.ndarray[Any, Any] | None,
     kind: Kind,
 ) -> LogisticObjective:
@@ -276,8 +279,6 @@ def _objective(
             f"statistics of {stats.n.tolist()} rows per fold and {stats.shift_x.shape[0]} columns do not belong to "
             f"{counted.tolist()} rows and {rows.hidden_size} columns: accumulate them from the same rows and folds"
         )
-    xp = array_api_compat.array_namespace(stats.gram)
-    live = xp.astype(xp.linalg.diagonal(stats.total().sxx) > 0, xp.float64)
     objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype)
     if not np.allclose(objective.fold_weight, stats.weight):
         raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")

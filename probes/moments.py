@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
@@ -27,15 +27,18 @@ class Moments:
         W.
     mean_x : float64 array of shape [D]
     mean_y : float64 array of shape [T]
-    sxx : float64 array of shape [D, D]
+    sxx : float64 array of shape [D, D], or None
         :math:`\sum w_i (x_i-\bar x)(x_i-\bar x)^\top`; rows and columns of constant features are exactly zero.
+        None if the statistics hold no Gram matrices.
     sxy : float64 array of shape [D, T]
-        :math:`\sum w_i (x_i-\bar x)(y_i-\bar y)^\top`; zero for constant features.
+        :math:`\sum w_i (x_i-\bar x)(y_i-\bar y)^\top`; zero for constant features, if those are known.
     syy : float64 array of shape [T]
         :math:`\sum w_i (y_i-\bar y)^2`.
-    scale : float64 array of shape [D]
+    scale : float64 array of shape [D], or None
         Standard deviation :math:`\sqrt{\mathrm{sxx}_{jj}/W}`, 1 for constant features (as scikit-learn's
-        ``StandardScaler``).
+        ``StandardScaler``). None if it is not known.
+    live : float64 array of shape [D], or None
+        1, or 0 for constant features. None if it is not known.
     dtype : dtype
         In which the products were computed, and in which probes are returned: float32 or float64.
     """
@@ -48,7 +51,35 @@ class Moments:
     sxy: Array
     syy: Array
     scale: Array
+    live: Array
     dtype: Any
+
+    def decompose(self, scale: Array) -> tuple[Array, Array]:
+        r"""Return the eigenvalues and eigenvectors of :math:`D^{-1} S_{xx} D^{-1} = Q \Lambda Q^\top`.
+
+        Parameters
+        ----------
+        scale : float64 array of shape [D]
+            Diagonal of D.
+
+        Returns
+        -------
+        values : float64 array of shape [r]
+            Λ ≥ 0, ascending.
+        vectors : float64 array of shape [D, r]
+            Q. r is D unless the moments know that fewer suffice.
+
+        Raises
+        ------
+        InputError
+            If there is no Gram matrix.
+        """
+        if self.sxx is None:
+            raise InputError("these statistics hold no Gram matrices: give the eigenbases that were made from them")
+        xp = array_api_compat.array_namespace(scale)
+        values, vectors = xp.linalg.eigh(self.sxx / (scale[:, None] * scale[None, :]))
+        # The matrix is positive semi-definite; below zero there is only rounding.
+        return xp.where(values > 0, values, xp.zeros_like(values)), vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +102,9 @@ class FoldStatistics:
         :math:`\sum w_i (x_i-s)`.
     sum_y : float64 array of shape [F, T]
         :math:`\sum w_i (y_i-t)`.
-    gram : float64 array of shape [F, D, D]
-        Upper triangles of :math:`\sum w_i (x_i-s)(x_i-s)^\top`; undefined below the diagonal.
+    gram : float64 array of shape [F, D, D], or None
+        Upper triangles of :math:`\sum w_i (x_i-s)(x_i-s)^\top`; undefined below the diagonal. None where known
+        eigenbases stand for them.
     cross : float64 array of shape [F, D, T]
         :math:`\sum w_i (x_i-s)(y_i-t)^\top`.
     square_y : float64 array of shape [F, T]
@@ -87,7 +119,7 @@ class FoldStatistics:
     shift_y: Array
     sum_x: Array
     sum_y: Array
-    gram: Array
+    gram: Array | None
     cross: Array
     square_y: Array
     dtype: Any
@@ -109,42 +141,79 @@ class FoldStatistics:
         """Return the moments of all rows but those of `fold`: its training part."""
         return self._moments([f for f in range(self.n_folds) if f != fold])
 
-    def _moments(self, folds: list[int]) -> Moments:
-        xp = array_api_compat.array_namespace(self.sum_x)
-        n, weight = int(self.n[folds].sum()), float(self.weight[folds].sum())
-        if weight <= 0:
-            raise InputError(f"no rows of positive weight in fold(s) {folds}: use fewer folds")
-
-        def added(per_fold: Array) -> Array:
-            # A sum over the folds that stay: the total minus the others, without its cancellation and its copy.
-            result = xp.asarray(per_fold[folds[0]], copy=True) if folds else 0.0 * per_fold[0]
-            for fold in folds[1:]:
-                result += per_fold[fold]
-            return result
-
-        a, b = added(self.sum_x) / weight, added(self.sum_y) / weight
-        sxx = mirror(added(self.gram))
-        second = xp.linalg.diagonal(sxx) / weight
-        sxx -= weight * (a[:, None] * a[None, :])
-        sxy = added(self.cross) - weight * (a[:, None] * b[None, :])
-        variance = xp.linalg.diagonal(sxx) / weight
-        mean_x = self.shift_x + a
-        # StandardScaler's bound on what rounding alone makes of a constant, and that of our products' dtype.
-        tiny = np.finfo(np.float64).eps
-        eps, smallest = float(xp.finfo(self.dtype).eps), float(xp.finfo(self.dtype).smallest_normal)
-        # Squares near the end of the dtype's range underflow: a trained LayerNorm may leave columns of 1e-33.
-        bound = n * tiny * variance + (n * tiny * mean_x) ** 2 + 64 * eps * second + smallest / eps
-        live = xp.astype(variance > bound, xp.float64)
-        sxx *= live[:, None] * live[None, :]
-        syy = added(self.square_y) - weight * b**2
-        return Moments(
-            n=n,
-            weight=weight,
-            mean_x=mean_x,
-            mean_y=self.shift_y + b,
-            sxx=sxx,
-            sxy=sxy * live[:, None],
-            syy=xp.where(syy > 0, syy, xp.zeros_like(syy)),
-            scale=xp.sqrt(xp.where(live > 0, variance, xp.ones_like(variance))),
+    def light(self) -> FoldStatistics:
+        """Return the same sums without what `Moments.decompose` needs: enough where the eigenbases are known."""
+        return FoldStatistics(
+            n=self.n,
+            weight=self.weight,
+            shift_x=self.shift_x,
+            shift_y=self.shift_y,
+            sum_x=self.sum_x,
+            sum_y=self.sum_y,
+            gram=None,
+            cross=self.cross,
+            square_y=self.square_y,
             dtype=self.dtype,
         )
+
+    def _moments(self, folds: list[int]) -> Moments:
+        xp = array_api_compat.array_namespace(self.sum_x)
+        weight = float(self.weight[folds].sum())
+        if weight <= 0:
+            raise InputError(f"no rows of positive weight in fold(s) {folds}: use fewer folds")
+        a, b = _added(self.sum_x, folds) / weight, _added(self.sum_y, folds) / weight
+        syy = _added(self.square_y, folds) - weight * b**2
+        moments = Moments(
+            n=int(self.n[folds].sum()),
+            weight=weight,
+            mean_x=self.shift_x + a,
+            mean_y=self.shift_y + b,
+            sxx=None,
+            sxy=_added(self.cross, folds) - weight * (a[:, None] * b[None, :]),
+            syy=xp.where(syy > 0, syy, xp.zeros_like(syy)),
+            scale=None,
+            live=None,
+            dtype=self.dtype,
+        )
+        return self._with_spread(moments, folds, a)
+
+    def _with_spread(self, moments: Moments, folds: list[int], offset: Array) -> Moments:
+        """Return the moments of `folds` with what is known of their spread about the mean, at shift + `offset`."""
+        if self.gram is None:
+            return moments
+        xp = array_api_compat.array_namespace(offset)
+        sxx = mirror(_added(self.gram, folds))
+        sxx -= moments.weight * (offset[:, None] * offset[None, :])
+        moments = with_scale(moments, xp.linalg.diagonal(sxx) / moments.weight, offset)
+        sxx *= moments.live[:, None] * moments.live[None, :]
+        return replace(moments, sxx=sxx)
+
+
+def with_scale(moments: Moments, variance: Array, offset: Array) -> Moments:
+    """Return the moments with the scale of their columns, and nothing left of the constant ones.
+
+    Parameters
+    ----------
+    moments : Moments
+    variance : float64 array of shape [D]
+        Of the columns.
+    offset : float64 array of shape [D]
+        Mean less the shift about which products were taken.
+    """
+    xp = array_api_compat.array_namespace(variance)
+    # StandardScaler's bound on what rounding alone makes of a constant, and that of our products' dtype.
+    n, tiny = moments.n, np.finfo(np.float64).eps
+    eps, smallest = float(xp.finfo(moments.dtype).eps), float(xp.finfo(moments.dtype).smallest_normal)
+    rounding = n * tiny * variance + (n * tiny * moments.mean_x) ** 2 + 64 * eps * (variance + offset**2)
+    # Squares near the end of the dtype's range underflow: a trained LayerNorm may leave columns of 1e-33.
+    live = xp.astype(variance > rounding + smallest / eps, xp.float64)
+    scale = xp.sqrt(xp.where(live > 0, variance, xp.ones_like(variance)))
+    return replace(moments, scale=scale, live=live, sxy=moments.sxy * live[:, None])
+
+
+def _added(per_fold: Array, folds: list[int]) -> Array:
+    # A sum over the folds that stay: the total minus the others, without its cancellation and its copy.
+    result = array_api_compat.array_namespace(per_fold).asarray(per_fold[folds[0]], copy=True)
+    for fold in folds[1:]:
+        result += per_fold[fold]
+    return result

@@ -14,7 +14,7 @@ One eigendecomposition of the training Gram matrix serves every α and target
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
@@ -22,8 +22,11 @@ import numpy as np
 
 from sonde.errors import InputError
 
-from .backend import Array, to_numpy
+from .backend import Array, Backend, to_numpy
 from .moments import FoldStatistics, Moments
+
+_BLOCK_ELEMENTS = 2**22
+"""Numbers of the float64 arrays that hold several penalties' solutions: 32 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,15 @@ class Eigenbasis:
 
     Attributes
     ----------
-    vectors : float64 array of shape [D, D]
-        Q, eigenvectors as columns, of :math:`D^{-1} S_{xx} D^{-1} = Q \Lambda Q^\top`.
-    values : float64 array of shape [D]
-        Λ ≥ 0, ascending.
+    vectors : float64 array of shape [D, r]
+        Q, eigenvectors as columns, of :math:`D^{-1} S_{xx} D^{-1} = Q \Lambda Q^\top`. r is D, or less for fewer rows
+        than columns; columns of zeros may fill it up.
+    values : float64 array of shape [r]
+        Λ ≥ 0.
     scale : float64 array of shape [D]
         Diagonal of D: standard deviations, or ones.
+    live : float64 array of shape [D]
+        1, or 0 for features that are constant in this training part.
     mean_x : float64 array of shape [D]
         What is subtracted from x.
     weight : float
@@ -47,8 +53,19 @@ class Eigenbasis:
     vectors: Array
     values: Array
     scale: Array
+    live: Array
     mean_x: Array
     weight: float
+
+    def project(self, columns: Array) -> Array:
+        """Return QᵀD⁻¹ of columns ([D, K]) without constant features, float64 of shape [r, K]."""
+        xp = array_api_compat.array_namespace(columns)
+        return xp.matmul(self.vectors.T, columns * (self.live / self.scale)[:, None])
+
+    def expand(self, coordinates: Array) -> Array:
+        """Return raw-unit weights D⁻¹Q of coordinates ([r, K]), float64 of shape [D, K]."""
+        xp = array_api_compat.array_namespace(coordinates)
+        return xp.matmul(self.vectors, coordinates) * (self.live / self.scale)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +119,28 @@ def eigenbasis(moments: Moments, *, standardize: bool = True) -> Eigenbasis:
     moments : Moments
     standardize : bool
         Whether columns are divided by their standard deviation in these rows.
+
+    Raises
+    ------
+    InputError
+        If the moments have no Gram matrix.
     """
-    xp = array_api_compat.array_namespace(moments.sxx)
-    scale = moments.scale if standardize else xp.ones_like(moments.scale)
-    values, vectors = xp.linalg.eigh(moments.sxx / (scale[:, None] * scale[None, :]))
-    # The matrix is positive semi-definite; below zero there is only rounding.
-    values = xp.where(values > 0, values, xp.zeros_like(values))
-    return Eigenbasis(vectors, values, scale, moments.mean_x, moments.weight)
+    xp = array_api_compat.array_namespace(moments.mean_x)
+    scale = moments.scale if standardize else xp.ones_like(moments.mean_x)
+    values, vectors = moments.decompose(scale)
+    return Eigenbasis(vectors, values, scale, moments.live, moments.mean_x, moments.weight)
 
 
 def eigenbases(stats: FoldStatistics, *, standardize: bool = True) -> tuple[Eigenbasis, ...]:
     """Decompose every training part: without fold 0, …, without fold F-1, and all folds.
 
     The result depends on the activations and folds alone, not on targets, and serves `ridge_cv` and `logistic_cv`.
+    All have the same r.
     """
     parts = [stats.without(fold) for fold in range(stats.n_folds)] + [stats.total()]
-    return tuple(eigenbasis(part, standardize=standardize) for part in parts)
+    bases = [eigenbasis(part, standardize=standardize) for part in parts]
+    rank = max(int(basis.values.shape[0]) for basis in bases)
+    return tuple(_filled(basis, rank) for basis in bases)
 
 
 def ridge_path(
@@ -146,11 +169,8 @@ def ridge_path(
         If an α is not positive.
     """
     checked = alpha_array(alphas)
-    xp = array_api_compat.array_namespace(moments.sxx)
     basis = basis or eigenbasis(moments, standardize=standardize)
-    projected = _project(moments, basis)
-    solutions = [_finish(_solve(basis, projected, float(alpha)), moments) for alpha in checked]
-    return RidgePath(checked, xp.stack([w for w, _ in solutions]), xp.stack([b for _, b in solutions]))
+    return RidgePath(checked, *solve(basis, moments, checked[:, None]))
 
 
 def ridge_cv(
@@ -163,10 +183,14 @@ def ridge_cv(
 ) -> RidgeFit:
     r"""Choose α by the error on held-out folds and fit, without a pass over the data.
 
-    For weights w, b trained without fold f, the held-out error follows from the fold's own centred moments:
+    For weights w trained without fold f, and :math:`\delta`, :math:`\epsilon` the means of x and y in the fold less
+    those in its training part, the held-out error follows from sums, each about its own rows' means:
 
-    .. math:: \mathrm{SSE} = s_{yy} - 2 w^\top s_{xy} + w^\top S_{xx} w + W (\bar y - w^\top \bar x - b)^2
+    .. math:: \mathrm{SSE} = s_{yy,f} + W_f \epsilon^2 - 2 w^\top (s_{xy,f} + W_f \epsilon \delta) + w^\top G w, \quad
+        G = S_{xx} - S_{xx,-f} + \frac{W_f^2}{W} \delta\delta^\top
 
+    G, the fold's Gram matrix about the training mean, is never formed: the eigenbases of all rows and of the training
+    part give both terms as sums of squares.
     Centring and scaling come from the training part alone.
 
     Parameters
@@ -181,7 +205,7 @@ def ridge_cv(
     standardize : bool
         Whether the penalty applies to standardised columns; ignored if `bases` is given.
     bases : sequence of F + 1 Eigenbasis, optional
-        What `eigenbases` gives, if it is known.
+        What `eigenbases` gives, if it is known; `stats` then need no Gram matrices, and the result has the same bits.
 
     Returns
     -------
@@ -193,35 +217,28 @@ def ridge_cv(
         If an α is not positive, or there are fewer than two folds, or an empty one.
     """
     checked = alpha_array(alphas)
-    n_folds = stats.n_folds
     check_folds(stats)
-    xp = array_api_compat.array_namespace(stats.gram)
-    total = stats.total()
-    n_targets = int(total.mean_y.shape[0])
-    squared = xp.zeros((checked.size, n_targets), dtype=xp.float64, device=array_api_compat.device(stats.gram))
-    training: list[tuple[Moments, Eigenbasis, Array]] = []
-    for fold in range(n_folds):
-        moments, held_out = stats.without(fold), stats.only(fold)
-        basis = bases[fold] if bases else eigenbasis(moments, standardize=standardize)
-        projected = _project(moments, basis)
-        for i, alpha in enumerate(checked.tolist()):
-            squared[i, ...] += _held_out_error(_solve(basis, projected, alpha), moments, held_out)
-        training.append((moments, basis, projected))
-    cv_error = to_numpy(squared) / total.weight
-    variance = to_numpy(total.syy) / total.weight
-    criterion = cv_error if per_target else _mean_unexplained(cv_error, variance)[:, None]
-    alpha = np.broadcast_to(best_alpha(checked, criterion), (n_targets,)).copy()
-    folds = [_finish(_solve(basis, projected, alpha), moments) for moments, basis, projected in training]
-    basis = bases[-1] if bases else eigenbasis(total, standardize=standardize)
-    weights, bias = _finish(_solve(basis, _project(total, basis), alpha), total)
+    bases = bases or eigenbases(stats, standardize=standardize)
+    stats = stats.light()
+    xp = array_api_compat.array_namespace(stats.sum_x)
+    total, training = stats.total(), [stats.without(fold) for fold in range(stats.n_folds)]
+    root = bases[-1].scale[:, None] * bases[-1].vectors * xp.sqrt(bases[-1].values)
+    squared = sum(
+        to_numpy(_held_out_error(bases[fold], part, stats.only(fold), root, checked))
+        for fold, part in enumerate(training)
+    )
+    cv_error = np.asarray(squared / total.weight)
+    alpha = choose_alpha(checked, cv_error, to_numpy(total.syy) / total.weight, per_target=per_target)
+    parts = [solve(basis, part, alpha[None, :]) for basis, part in zip(bases, [*training, total], strict=True)]
+    weights, bias = (xp.concat(arrays, axis=0) for arrays in zip(*parts, strict=True))
     return RidgeFit(
         alphas=checked,
         alpha=alpha,
         cv_error=cv_error,
-        weights=weights,
-        bias=bias,
-        fold_weights=xp.stack([w for w, _ in folds]),
-        fold_bias=xp.stack([b for _, b in folds]),
+        weights=weights[-1, ...],
+        bias=bias[-1, ...],
+        fold_weights=weights[:-1, ...],
+        fold_bias=bias[:-1, ...],
     )
 
 
@@ -242,6 +259,17 @@ def best_alpha(alphas: np.ndarray[Any, Any], criterion: np.ndarray[Any, Any]) ->
     """Return, per column of `criterion` ([A, T]), the α of its least value ([T]); ties go to the greatest α."""
     order = np.argsort(-alphas, kind="stable")
     return np.asarray(alphas[order][np.argmin(criterion[order], axis=0)])
+
+
+def choose_alpha(
+    alphas: np.ndarray[Any, Any], error: np.ndarray[Any, Any], variance: np.ndarray[Any, Any], *, per_target: bool
+) -> np.ndarray[Any, Any]:
+    """Return the α of each target ([T]), by mean squared errors ([A, T]) and the targets' variances ([T]).
+
+    Each target's own least error decides, or the least of 1 - R², averaged over targets, for all.
+    """
+    criterion = error if per_target else _mean_unexplained(error, variance)[:, None]
+    return np.broadcast_to(best_alpha(alphas, criterion), variance.shape).copy()
 
 
 def check_folds(stats: FoldStatistics) -> None:
@@ -266,38 +294,65 @@ def to_dtype(weights: Array, bias: Array, mean_x: Array, dtype: Any) -> tuple[Ar
     return rounded, xp.astype(bias + xp.matmul(lost, mean_x), dtype)
 
 
-def _project(moments: Moments, basis: Eigenbasis) -> Array:
-    """Return QᵀD⁻¹sxy, float64 of shape [D, T]."""
-    xp = array_api_compat.array_namespace(basis.vectors)
-    return xp.matmul(basis.vectors.T, moments.sxy / basis.scale[:, None])
+def solve(basis: Eigenbasis, moments: Moments, alphas: np.ndarray[Any, Any]) -> tuple[Array, Array]:
+    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α of shape [A, 1] or [A, T] in numpy."""
+    xp = array_api_compat.array_namespace(moments.mean_x)
+    n_alphas, n_targets = alphas.shape[0], int(moments.mean_y.shape[0])
+    weights = basis.expand(_coordinates(basis, basis.project(moments.sxy), alphas))
+    bias = moments.mean_y - xp.reshape(xp.matmul(moments.mean_x, weights), (n_alphas, n_targets))
+    return to_dtype(xp.reshape(weights.T, (n_alphas, n_targets, -1)), bias, moments.mean_x, moments.dtype)
 
 
-def _solve(basis: Eigenbasis, projected: Array, alpha: float | np.ndarray[Any, Any]) -> Array:
-    """Return raw-unit weights D⁻¹Q(Λ+α)⁻¹QᵀD⁻¹sxy, float64 of shape [D, T], for one α or one per target."""
-    xp = array_api_compat.array_namespace(basis.vectors)
-    ridge = xp.asarray(alpha, dtype=xp.float64, device=array_api_compat.device(projected))
-    return xp.matmul(basis.vectors, projected / (basis.values[:, None] + ridge)) / basis.scale[:, None]
+def _coordinates(basis: Eigenbasis, projected: Array, alphas: np.ndarray[Any, Any]) -> Array:
+    """Return (Λ+α)⁻¹QᵀD⁻¹sxy, float64 of shape [r, A·T], of `projected` QᵀD⁻¹sxy ([r, T]); α as in `solve`."""
+    backend = Backend.of(projected)
+    penalty = basis.values[:, None, None] + backend.asarray(alphas, backend.xp.float64)
+    return backend.xp.reshape(projected[:, None, :] / penalty, (projected.shape[0], -1))
 
 
-def _held_out_error(weights: Array, training: Moments, held_out: Moments) -> Array:
-    """Return the summed squared error ([T]) on `held_out` of `weights` ([D, T]) from `training`."""
-    xp = array_api_compat.array_namespace(weights)
-    quadratic = xp.sum(weights * (xp.matmul(held_out.sxx, weights) - 2 * held_out.sxy), axis=0)
-    bias_error = held_out.mean_y - training.mean_y - xp.matmul(held_out.mean_x - training.mean_x, weights)
-    error = held_out.syy + quadratic + held_out.weight * bias_error**2
+def _held_out_error(
+    basis: Eigenbasis, training: Moments, held_out: Moments, root: Array, alphas: np.ndarray[Any, Any]
+) -> Array:
+    """Return the squared errors ([A, T]), summed over a fold, of the solutions of its training part; SSE of `ridge_cv`.
+
+    `root` ([D, r]) times its transpose is the Gram matrix of all rows.
+    """
+    backend = Backend.of(root)
+    xp, n_targets = backend.xp, int(training.mean_y.shape[0])
+    step_x, step_y = held_out.mean_x - training.mean_x, held_out.mean_y - training.mean_y
+    projected = basis.project(training.sxy)
+    cross = basis.project(held_out.sxy + held_out.weight * step_x[:, None] * step_y)
+    drift = basis.project(step_x[:, None])
+    # Whatever is a sum over eigenvectors of p² or p times something is a small product.
+    shrink = 1 / (backend.asarray(alphas, xp.float64)[:, None] + basis.values)
+    error = held_out.syy + held_out.weight * step_y**2 - 2 * xp.matmul(shrink, projected * cross)
+    error -= xp.matmul(shrink**2 * basis.values, projected**2)
+    error += held_out.weight**2 / (held_out.weight + training.weight) * xp.matmul(shrink, projected * drift) ** 2
+    spread = basis.project(root).T
+    block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * max(1, n_targets)))
+    for start in range(0, alphas.size, block):
+        some = alphas[start : start + block]
+        fitted = xp.matmul(spread, _coordinates(basis, projected, some[:, None]))
+        error[start : start + block, :] += xp.reshape(xp.sum(fitted**2, axis=0), (some.size, n_targets))
     return xp.where(error > 0, error, xp.zeros_like(error))
 
 
-def _finish(weights: Array, moments: Moments) -> tuple[Array, Array]:
-    """Return weights [T, D] and bias [T] in the moments' dtype from float64 weights [D, T]."""
-    xp = array_api_compat.array_namespace(weights)
-    bias = moments.mean_y - xp.matmul(moments.mean_x, weights)
-    return to_dtype(weights.T, bias, moments.mean_x, moments.dtype)
+def _filled(basis: Eigenbasis, rank: int) -> Eigenbasis:
+    """Return the basis with zero vectors up to `rank`: coordinates that neither fit nor are fitted."""
+    backend = Backend.of(basis.values)
+    hidden, lacking = basis.vectors.shape[0], rank - int(basis.values.shape[0])
+    if lacking == 0:
+        return basis
+    return replace(
+        basis,
+        vectors=backend.xp.concat([backend.zeros(hidden, lacking), basis.vectors], axis=1),
+        values=backend.xp.concat([backend.zeros(lacking), basis.values]),
+    )
 
 
-def _mean_unexplained(cv_error: np.ndarray[Any, Any], variance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _mean_unexplained(error: np.ndarray[Any, Any], variance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return 1 - R² averaged over the targets that vary, shape [A]."""
     varying = variance > 0
     if not varying.any():
-        return np.asarray(cv_error.mean(axis=1))
-    return np.asarray((cv_error[:, varying] / variance[varying]).mean(axis=1))
+        return np.asarray(error.mean(axis=1))
+    return np.asarray((error[:, varying] / variance[varying]).mean(axis=1))
