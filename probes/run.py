@@ -140,9 +140,15 @@ def probe(
         if done and on_progress is not None:
             on_progress(len(done), len(tasks))
         shared = (problem, draws, solver, penalties, device)
-        places = {"scheduler": scheduler, "workers": workers, "device": device}
-        task_bytes = max((task.nbytes(problem, store.schema.numpy_dtype.itemsize) for task in left), default=0)
-        for probed in run_tasks(LayerTask.run, left, shared, task_bytes=task_bytes, **places) if left else ():
+        for probed in run_tasks(
+            LayerTask.run,
+            left,
+            shared,
+            scheduler=scheduler,
+            workers=workers,
+            device=device,
+            task_bytes=max((task.nbytes(problem, store.schema.numpy_dtype.itemsize) for task in left), default=0),
+        ):
             done.append(probed)
             if parts is not None:
                 parts.add(probed)

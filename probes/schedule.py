@@ -51,6 +51,8 @@ def run_tasks(
     WorkerError
         If workers keep dying.
     """
+    if not tasks:
+        return
     if scheduler is None and workers is None:
         n_threads = _n_threads(len(tasks), device, task_bytes)
         _tell(len(tasks), n_threads, task_bytes)
