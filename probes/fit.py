@@ -10,19 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.errors import InputError
+from sonde.store import as_torch
 
+from . import libraries
 from .backend import Array, to_numpy
-from .logistic import logistic_cv
+from .cache import LabelFree, LayerCache
+from .class_weights import ClassWeight
+from .discriminant import LinearFit, lda, mean_difference
+from .dual import statistics_for
+from .logistic import LogisticFit, logistic_cv
 from .objective import Kind as LogisticKind
 from .problem import Problem
-from .ridge import ridge_cv
+from .ridge import RidgeFit, eigenbases, ridge_cv
 from .rows import Rows, used_chunks
-from .statistics import accumulate
+from .score import score_rows
+from .statistics import accumulate, with_targets
 
-Solver = Literal["ridge", "logistic"]
+Solver = Literal["ridge", "logistic", "mass-mean", "lda"]
+Library = Literal["sonde", "sklearn", "cuml"]
 
-ALPHAS: dict[Solver, NDArray[np.float64]] = {"ridge": np.logspace(-1, 7, 17), "logistic": np.logspace(0, 5, 11)}
-"""Penalties that are tried on standardised activations unless the user gives others."""
+PROBABILISTIC = ("logistic", "lda")
+"""Solvers whose scores are logits, and so give probabilities."""
+
+_RIDGE_ALPHAS = np.logspace(-1, 7, 17)
+ALPHAS: dict[Solver, NDArray[np.float64]] = {
+    "ridge": _RIDGE_ALPHAS,
+    "logistic": np.logspace(0, 5, 11),
+    "mass-mean": np.zeros(1),
+    "lda": _RIDGE_ALPHAS,
+}
+"""Penalties that are tried on standardised activations unless the user gives others; mass-mean probes have none."""
 
 HELD_BYTES = 2**30
 """Layers up to this size stay in memory between passes."""
@@ -61,11 +78,14 @@ class HeldRows:
         Where they are read.
     limit
         Bytes; more are read again for every pass, one chunk at a time.
+    device
+        Torch device of the computation; if it is a GPU, rows are held there.
     """
 
-    def __init__(self, rows: Rows, limit: int = HELD_BYTES) -> None:
+    def __init__(self, rows: Rows, limit: int = HELD_BYTES, device: str | None = None) -> None:
         self._rows = rows
         self._limit = limit
+        self._gpu = device if device is not None and device.startswith("cuda") else None
         self._held: list[tuple[slice, Array]] | None = None
 
     @property
@@ -81,6 +101,8 @@ class HeldRows:
         n_bytes = 0
         for span, chunk in self._rows:
             n_bytes += int(chunk.nbytes)
+            if self._gpu is not None and isinstance(chunk, np.ndarray):
+                chunk = as_torch(chunk).to(self._gpu)
             if n_bytes <= self._limit:
                 held.append((span, chunk))
             else:
@@ -90,16 +112,47 @@ class HeldRows:
             self._held = held
 
 
-def ensure_solvable(problem: Problem, solver: str) -> None:
-    """Raise InputError if there is no such solver, or it cannot answer such labels."""
+def ensure_solvable(
+    problem: Problem, solver: str, library: str = "sonde", class_weight: ClassWeight | None = None
+) -> None:
+    """Raise InputError if there is no such solver, it cannot answer such labels, or an option is not for it."""
     if solver not in get_args(Solver):
         raise InputError(f"unknown solver {solver!r}: there are {', '.join(get_args(Solver))}")
-    if solver == "logistic" and problem.kind == "regression":
-        raise InputError(f"labels {problem.labels!r} are numbers: logistic probes need classes; use the solver ridge")
+    if solver != "ridge" and problem.kind == "regression":
+        raise InputError(f"labels {problem.labels!r} are numbers: {solver} probes need classes; use the solver ridge")
+    if library not in get_args(Library):
+        raise InputError(f"unknown library {library!r}: there are {', '.join(get_args(Library))}")
+    if library != "sonde":
+        if solver not in ("ridge", "logistic"):
+            raise InputError(f"{solver} probes are sonde's own: {library} is for ridge and logistic")
+        libraries.load_library(library)
+    if class_weight is not None and (solver != "logistic" or library != "sonde"):
+        raise InputError(f"class weights are for logistic probes of sonde, not for {solver} probes of {library}")
+
+
+def label_free(
+    rows: Rows, problem: Problem, device: str | None = None, cache: LayerCache | None = None
+) -> LabelFree:
+    """Compute, or take from the cache of these rows, what no label changes: sums of the folds and eigenbases."""
+    folds, n_folds = problem.split.folds, problem.split.n_folds
+
+    def compute() -> LabelFree:
+        stats = statistics_for(rows, None, folds, n_folds=n_folds, device=device)
+        return LabelFree(stats.light(), eigenbases(stats))
+
+    return compute() if cache is None else cache.get(folds, n_folds, device, compute)
 
 
 def fit_layer(
-    rows: Rows, problem: Problem, solver: Solver = "ridge", alphas: Any = None, device: str | None = None
+    rows: Rows,
+    problem: Problem,
+    solver: Solver = "ridge",
+    alphas: Any = None,
+    device: str | None = None,
+    *,
+    library: Library = "sonde",
+    class_weight: ClassWeight | None = None,
+    known: LabelFree | None = None,
 ) -> Fit:
     """Fit the probes of one layer to every target and score every sample that is used.
 
@@ -110,65 +163,90 @@ def fit_layer(
     problem
         Targets, test rows and folds.
     solver
-        ``ridge`` or ``logistic``.
+        ``ridge``, ``logistic``, ``mass-mean`` (nearest mean, of classes) or ``lda``.
     alphas
         Candidates; `ALPHAS` if left out.
     device
         Torch device to compute on; left out, numpy.
+    library
+        Whose solvers: ``sklearn`` and ``cuml`` fit their own ``Ridge`` and ``LogisticRegression``, on all rows in
+        memory.
+    class_weight
+        Of logistic probes, as of `sonde.probes.logistic_cv`.
+    known
+        What `label_free` gives for these rows and folds, if it is known.
 
     Raises
     ------
     InputError
-        If an activation in use is not finite, or the solver, a penalty or the device cannot be used.
+        If the solver, the device or the penalties cannot be used, a value that a probe is fitted to is not finite, or
+        a score is not.
     """
-    ensure_solvable(problem, solver)
     _ensure_device(device)
+    ensure_solvable(problem, solver, library, class_weight)
     alphas = ALPHAS[solver] if alphas is None else alphas
-    folds, n_folds = problem.split.folds, problem.split.n_folds
-    # A logistic fit passes over the rows a few dozen times, ridge twice.
-    rows = HeldRows(rows)
-    if solver == "ridge":
-        stats = accumulate(rows, problem.y, folds, n_folds=n_folds, device=device)
-        ridge = ridge_cv(stats, alphas, per_target=problem.per_target)
-        alpha, converged = ridge.alpha, np.ones(len(problem.targets), dtype=bool)
-        weights, bias, fold_weights, fold_bias = ridge.weights, ridge.bias, ridge.fold_weights, ridge.fold_bias
+    # A logistic fit passes over the rows a few dozen times, the others two or three.
+    rows = HeldRows(rows, device=device)
+    if library == "sonde":
+        found = _solve(rows, problem, solver, alphas, device, class_weight, known)
     else:
-        stats = accumulate(rows, None, folds, n_folds=n_folds, device=device)
-        kind: LogisticKind = "multilabel" if problem.per_target else "multinomial"
-        logistic = logistic_cv(rows, problem.y, folds, stats, alphas, kind=kind)
-        alpha = np.broadcast_to(logistic.alpha, (len(problem.targets),)).copy()
-        converged = np.broadcast_to(logistic.converged, alpha.shape).copy()
-        weights, bias = logistic.weights, logistic.bias
-        fold_weights, fold_bias = logistic.fold_weights, logistic.fold_bias
-    parts = np.where(problem.split.test, n_folds, folds)
-    all_weights = np.concatenate([to_numpy(fold_weights), to_numpy(weights)[None]])
-    all_bias = np.concatenate([to_numpy(fold_bias), to_numpy(bias)[None]])
-    scores = _score(rows, parts, all_weights, all_bias, device)
-    if solver == "logistic":
+        found = _solve_by(library, rows, problem, solver, alphas, device)
+    weights, bias = to_numpy(found.weights), to_numpy(found.bias)
+    scores = score_rows(
+        rows,
+        np.where(problem.split.test, problem.split.n_folds, problem.split.folds),
+        np.concatenate([to_numpy(found.fold_weights), weights[None]]),
+        np.concatenate([to_numpy(found.fold_bias), bias[None]]),
+        device,
+    )
+    if solver in PROBABILISTIC:
         scores = _probabilities(scores, problem)
-    return Fit(all_weights[-1].astype(np.float32), all_bias[-1].astype(np.float32), alpha, converged, scores)
+    # Mass-mean probes have no penalty, and closed forms always converge; the classes of one question share both.
+    alpha = np.broadcast_to(getattr(found, "alpha", np.nan), bias.shape).copy()
+    converged = np.broadcast_to(getattr(found, "converged", True), bias.shape).copy()
+    return Fit(weights.astype(np.float32), bias.astype(np.float32), alpha, converged, scores)
 
 
-def _score(
-    rows: Rows, parts: NDArray[Any], weights: NDArray[Any], bias: NDArray[Any], device: str | None
-) -> NDArray[np.float64]:
-    """Score every row by the weights ``[part, target, hidden]`` of its part, in one pass; -1 is left out."""
-    scores = np.full((len(parts), weights.shape[1]), np.nan)
-    for backend, positions, x in used_chunks(rows, parts, device):
-        part_of = parts[positions]
-        for part in np.unique(part_of):
-            here = np.flatnonzero(part_of == part)
-            chosen = backend.xp.take(x, backend.indices(here), axis=0)
-            with np.errstate(over="ignore", invalid="ignore"):  # told below, with the row
-                linear = chosen @ backend.asarray(weights[part].T, x.dtype)
-            scores[positions[here]] = to_numpy(linear).astype(np.float64) + bias[part]
-    # What was fitted to has been checked before; test rows are seen here for the first time.
-    bad = np.flatnonzero((parts >= 0) & ~np.isfinite(scores).all(axis=1))
-    if bad.size:
-        raise InputError(
-            f"the activations of row {bad[0]} give no finite score: extract it again in a wider dtype, or leave it out"
-        )
-    return scores
+def _solve(
+    rows: Rows,
+    problem: Problem,
+    solver: Solver,
+    alphas: Any,
+    device: str | None,
+    class_weight: ClassWeight | None,
+    known: LabelFree | None,
+) -> RidgeFit | LogisticFit | LinearFit:
+    y, folds, n_folds, per_target = problem.y, problem.split.folds, problem.split.n_folds, problem.per_target
+    if solver == "mass-mean":
+        return mean_difference(accumulate(rows, y, folds, n_folds=n_folds, device=device), per_target=per_target)
+    known = known or label_free(rows, problem, device)
+    if solver == "logistic":
+        kind: LogisticKind = "multilabel" if per_target else "multinomial"
+        return logistic_cv(rows, y, folds, known.stats, alphas, kind=kind, class_weight=class_weight, bases=known.bases)
+    stats = with_targets(known.stats, rows, y, folds, device=device)
+    solve = ridge_cv if solver == "ridge" else lda
+    return solve(stats, alphas, per_target=per_target, bases=known.bases)
+
+
+def _solve_by(
+    library: str, rows: Rows, problem: Problem, solver: Solver, alphas: Any, device: str | None
+) -> RidgeFit | LogisticFit:
+    folds = problem.split.folds
+    x = _whole(rows, folds, device)
+    if solver == "ridge":
+        return libraries.ridge_cv(x, problem.y, folds, alphas, per_target=problem.per_target, library=library)
+    kind: LogisticKind = "multilabel" if problem.per_target else "multinomial"
+    return libraries.logistic_cv(x, problem.y, folds, alphas, kind=kind, library=library)
+
+
+def _whole(rows: Rows, folds: NDArray[Any], device: str | None) -> Array:
+    """Return all rows as one array ``[N, D]``; rows that are not used are zero."""
+    whole: Array = None
+    for backend, positions, x in used_chunks(rows, folds, device):
+        if whole is None:
+            whole = backend.zeros(len(folds), rows.hidden_size, dtype=x.dtype)
+        whole[backend.indices(positions), :] = x
+    return whole
 
 
 def _ensure_device(device: str | None) -> None:

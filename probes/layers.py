@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,36 @@ from numpy.typing import NDArray
 from sonde.errors import InputError, StoreError
 from sonde.store import ArraySpec, Store
 
+from .cache import LayerCache
+from .class_weights import ClassWeight
+from .controls import Controls, measure
 from .evaluate import Evaluation, evaluate
-from .fit import HELD_BYTES, Solver, fit_layer
+from .fit import HELD_BYTES, PROBABILISTIC, HeldRows, Library, Solver, fit_layer, label_free
 from .probe import Probe
 from .problem import Problem
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """How every layer is probed.
+
+    Attributes
+    ----------
+    solver, alphas, device, library, class_weight
+        As of `fit_layer`.
+    cache
+        Whether what no label changes is kept in the store.
+    controls
+        What is measured beside.
+    """
+
+    solver: Solver
+    alphas: NDArray[np.float64]
+    device: str | None = None
+    library: Library = "sonde"
+    class_weight: ClassWeight | None = None
+    cache: bool = True
+    controls: Controls = field(default_factory=Controls)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +58,15 @@ class ProbedLayer:
         float64 ``[test row, target]``: the probe's.
     evaluation
         Their metrics, and those of the folds.
+    controls
+        What `measure` gives.
     """
 
     spec: ArraySpec
     probe: Probe
     scores: NDArray[np.float64]
     evaluation: Evaluation
+    controls: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +93,8 @@ class LayerTask:
         held = min(HELD_BYTES, len(problem.y) * hidden * itemsize)
         return square + held + 8 * problem.y.size * 6
 
-    def run(
-        self, problem: Problem, draws: NDArray[Any], solver: Solver, alphas: NDArray[np.float64], device: str | None
-    ) -> ProbedLayer:
-        """Fit the layer's probes and evaluate them; arguments as of `fit_layer` and `evaluate`.
+    def run(self, problem: Problem, draws: NDArray[Any], recipe: Recipe) -> ProbedLayer:
+        """Fit the layer's probes and evaluate them.
 
         Raises
         ------
@@ -76,18 +103,40 @@ class LayerTask:
         StoreError
             If the layer cannot be read.
         """
-        rows = Store.open(self.url).layer(self.spec.site, self.spec.tokens, self.layer)
+        store, spec = Store.open(self.url), self.spec
+        layer = store.layer(spec.site, spec.tokens, self.layer)
+        solver, alphas, device = recipe.solver, recipe.alphas, recipe.device
+        rows = HeldRows(layer, device=device)
         try:
-            fit = fit_layer(rows, problem, solver, alphas, device)
+            known = None
+            if recipe.library == "sonde" and solver != "mass-mean":
+                cache = LayerCache.of(store.statistics, layer) if recipe.cache else None
+                known = label_free(rows, problem, device, cache)
+            fit = fit_layer(
+                rows,
+                problem,
+                solver,
+                alphas,
+                device,
+                library=recipe.library,
+                class_weight=recipe.class_weight,
+                known=known,
+            )
+            evaluation = evaluate(
+                problem,
+                fit.scores,
+                draws,
+                probabilities=solver in PROBABILISTIC,
+                alpha=fit.alpha,
+                converged=fit.converged,
+            )
+            asked = {"solver": solver, "alphas": alphas, "device": device, "known": known}
+            controls = list(measure(recipe.controls, rows, problem, fit, evaluation, draws, **asked))
         except InputError as error:
-            raise InputError(f"layer {self.layer} of {self.spec.name}: {error}") from error
-        probabilities = solver == "logistic"
-        evaluation = evaluate(
-            problem, fit.scores, draws, probabilities=probabilities, alpha=fit.alpha, converged=fit.converged
-        )
+            raise InputError(f"layer {self.layer} of {spec.name}: {error}") from error
         probe = Probe(
-            site=self.spec.site,
-            tokens=self.spec.tokens,
+            site=spec.site,
+            tokens=spec.tokens,
             layer=self.layer,
             labels=problem.labels,
             solver=solver,
@@ -97,7 +146,7 @@ class LayerTask:
             bias=fit.bias,
             alpha=tuple(fit.alpha.tolist()),
         )
-        return ProbedLayer(self.spec, probe, fit.scores[problem.split.test], evaluation)
+        return ProbedLayer(spec, probe, fit.scores[problem.split.test], evaluation, controls)
 
 
 def layer_tasks(

@@ -17,7 +17,7 @@ import typer
 
 from .cli_store import Json, StorePath, show
 from .cli_store import app as store_commands
-from .errors import SondeError
+from .errors import InputError, SondeError
 from .terminal import (
     console,
     counting_progress,
@@ -45,6 +45,16 @@ class SolverName(StrEnum):
 
     ridge = "ridge"
     logistic = "logistic"
+    mass_mean = "mass-mean"
+    lda = "lda"
+
+
+class LibraryName(StrEnum):
+    """Libraries of ``sonde probe``."""
+
+    sonde = "sonde"
+    sklearn = "sklearn"
+    cuml = "cuml"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -222,6 +232,24 @@ def probe(
     device: Annotated[str | None, typer.Option(help="Torch device; numpy if left out.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Dask scheduler, tcp://…")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Local worker processes; threads if left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run to the same folder left.")] = False,
+    library: Annotated[LibraryName, typer.Option(help="Whose ridge and logistic regression.")] = LibraryName.sonde,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weight classes equally (logistic).")] = False,
+    cache: Annotated[bool, typer.Option(help="Keep statistics in the store for the next labels.")] = True,
+    permutations: Annotated[int, typer.Option(min=0, help="Permutations of the labels, for the null (ridge).")] = 0,
+    control_task: Annotated[
+        str | None,
+        typer.Option(metavar="LABELS", help="Labels or column that tell types of input, for a control task."),
+    ] = None,
+    codelength: Annotated[bool, typer.Option("--codelength", help="Online codelength (logistic).")] = False,
+    transfer: Annotated[
+        str | None,
+        typer.Option(metavar="LABELS", help="Labels or column that tell variants: train on one, test on all."),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Manifest with `id` and `prompt`, for a baseline of words alone."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit linear probes to every layer of a store."""
@@ -245,6 +273,15 @@ def probe(
             scheduler=scheduler,
             workers=workers,
             out=folder,
+            resume=resume,
+            library=library.value,
+            class_weight="balanced" if balanced else None,
+            cache=cache,
+            permutations=permutations,
+            control_task=control_task,
+            codelength=codelength,
+            transfer=transfer,
+            texts=None if texts is None else _texts(texts),
             on_progress=on_progress,
         )
     if as_json:
@@ -253,6 +290,17 @@ def probe(
     else:
         print_results(results)
         print(f"results: {folder}")
+
+
+def _texts(file: Path) -> dict[str, str]:
+    """Read the prompts of a manifest by id."""
+    from .store.table import read_rows
+
+    rows = read_rows(file, text=("id", "prompt"))
+    lacking = next((row for row in rows if not {"id", "prompt"} <= row.cells.keys()), None)
+    if lacking is not None:
+        raise InputError(f"{lacking.place}: the row lacks an id or a prompt: give --texts a manifest with both")
+    return {str(row.cells["id"]): str(row.cells["prompt"] or "") for row in rows}
 
 
 @app.command()

@@ -100,7 +100,9 @@ def cache(
     for entry in entries:
         about = entry.about
         what = f"{about.get('site')}/{about.get('tokens')}/{about.get('layer')}"
-        print(f"{what}: {about.get('n_folds')} folds, {about.get('dtype')}, {about.get('where')}, {entry.nbytes:,} bytes")
+        print(
+            f"{what}: {about.get('n_folds')} folds, {about.get('dtype')}, {about.get('where')}, {entry.nbytes:,} bytes"
+        )
     print(f"{len(entries)} layers' statistics, {nbytes:,} bytes{', cleared' if clear else ''}")
 
 

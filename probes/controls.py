@@ -1,0 +1,158 @@
+"""What is measured beside the probes of a layer, to tell what they know from what they would score anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.errors import InputError
+
+from .bootstrap import interval, paired_difference
+from .cache import LabelFree
+from .codelength import online_codelength
+from .control import ControlTask
+from .evaluate import Evaluation, evaluate
+from .fit import PROBABILISTIC, Fit, Library, Solver, fit_layer
+from .information import v_information
+from .metrics import PRIMARY
+from .permutation import p_value, permutation_null
+from .problem import ALL, Problem
+from .rows import Rows
+from .transfer import transfer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Controls:
+    """What is asked for.
+
+    Attributes
+    ----------
+    permutations
+        Number of permutations of the labels; 0 for no permutation null.
+    task
+        The control task.
+    codelength
+        Whether the online codelength is computed.
+    variants
+        ``[sample]``: the variant of the question that each sample is, for the transfer matrix.
+    seed
+        Of permutations and of the order of the online code.
+    """
+
+    permutations: int = 0
+    task: ControlTask | None = None
+    codelength: bool = False
+    variants: NDArray[np.str_] | None = None
+    seed: int = 0
+
+    def check(self, problem: Problem, solver: Solver, library: Library) -> None:
+        """Raise InputError if a control is not for such probes."""
+        if self.permutations < 0:
+            raise InputError(f"{self.permutations} permutations: ask for 0 or more, 100 are usual")
+        if self.permutations and (solver != "ridge" or library != "sonde"):
+            raise InputError("the permutation null is that of sonde's ridge probes: use the solver ridge")
+        if self.codelength and solver != "logistic":
+            raise InputError("the online codelength is that of logistic probes: use the solver logistic")
+        if self.codelength and problem.kind == "regression":
+            raise InputError(f"labels {problem.labels!r} are numbers: only classes have a codelength")
+
+
+def measure(
+    controls: Controls,
+    rows: Rows,
+    problem: Problem,
+    fit: Fit,
+    evaluation: Evaluation,
+    draws: NDArray[Any],
+    *,
+    solver: Solver,
+    alphas: Any = None,
+    device: str | None = None,
+    known: LabelFree | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measure the controls of one layer.
+
+    Parameters
+    ----------
+    controls
+        What is asked for.
+    rows, problem, solver, alphas, device, known
+        As of `fit_layer`.
+    fit, evaluation
+        The layer's probes and their scores.
+    draws
+        Row weights ``[draw, test row]`` of the cluster bootstrap.
+
+    Yields
+    ------
+    dict
+        The columns of `CONTROL_COLUMNS` that tell controls apart; those that mean nothing are left out.
+    """
+    primary = PRIMARY[problem.kind]
+    value = _of_all(evaluation, primary)["value"]
+    if solver in PROBABILISTIC:
+        information = v_information(problem, fit.scores, draws)
+        yield {
+            "control": "v-information",
+            "metric": "bits",
+            "value": float(information.value[-1]),
+            "low": float(information.low[-1]),
+            "high": float(information.high[-1]),
+        }
+    if controls.permutations:
+        assert known is not None, "ridge probes have been fitted from them"
+        null = permutation_null(
+            rows, problem, known.bases[-1], fit.alpha, n=controls.permutations, seed=controls.seed
+        )
+        low, high = interval(null)
+        yield {
+            "control": "permutation",
+            "metric": primary,
+            "value": float(np.nanmean(null)),
+            "low": float(low),
+            "high": float(high),
+            "p": p_value(value, null, primary),
+        }
+    if controls.task is not None:
+        task = controls.task.problem
+        control = fit_layer(rows, task, solver, alphas, device, known=known)
+        by_heart = evaluate(task, control.scores, draws, probabilities=solver in PROBABILISTIC)
+        row = _of_all(by_heart, primary)
+        yield {"control": "control task", "metric": primary} | {name: row[name] for name in ("value", "low", "high")}
+        difference = paired_difference(value, row["value"], evaluation.draws[primary], by_heart.draws[primary])
+        yield {
+            "control": "selectivity",
+            "metric": primary,
+            "value": float(difference.value),
+            "low": float(difference.low),
+            "high": float(difference.high),
+        }
+    if controls.codelength:
+        code = online_codelength(rows, problem, fit.alpha, seed=controls.seed, device=device)
+        yield {"control": "online code", "metric": "bits", "value": float(code.bits.sum())}
+        yield {"control": "online code", "metric": "uniform bits", "value": float(code.uniform_bits.sum())}
+        yield {"control": "online code", "metric": "prior bits", "value": float(code.prior_bits.sum())}
+        yield {"control": "online code", "metric": "compression", "value": code.total_compression}
+    if controls.variants is not None:
+        matrix = transfer(rows, problem, controls.variants, draws, solver=solver, alphas=alphas, device=device)
+        for i, trained in enumerate(matrix.variants):
+            for j, tested in enumerate(matrix.variants):
+                yield {
+                    "control": "transfer",
+                    "metric": matrix.metric,
+                    "trained_on": trained,
+                    "tested_on": tested,
+                    "value": float(matrix.value[i, j]),
+                    "low": float(matrix.low[i, j]),
+                    "high": float(matrix.high[i, j]),
+                }
+
+
+def _of_all(evaluation: Evaluation, metric: str) -> dict[str, Any]:
+    """The row of all targets together, on the test rows."""
+    wanted = (metric, ALL, "test")
+    return next(row for row in evaluation.records if (row["metric"], row["target"], row["split"]) == wanted)
