@@ -32,7 +32,7 @@ from .backend import Array
 from .moments import FoldStatistics
 from .objective import Kind, LogisticObjective, label_array
 from .pathwise import PathSolver
-from .ridge import Eigenbasis, alpha_array, best_alpha, check_folds, eigenbases, eigenbasis
+from .ridge import Eigenbasis, alpha_array, best_alpha, check_folds, check_rows, eigenbases, eigenbasis
 from .rows import Rows, fold_array, weight_array
 from .statistics import accumulate
 
@@ -272,13 +272,7 @@ def _objective(
     weight: np.ndarray[Any, Any] | None,
     kind: Kind,
 ) -> LogisticObjective:
-    used = fold >= 0
-    counted = np.bincount(fold[used], minlength=stats.n_folds)
-    if not np.array_equal(counted, stats.n) or int(stats.shift_x.shape[0]) != rows.hidden_size:
-        raise InputError(
-            f"statistics of {stats.n.tolist()} rows per fold and {stats.shift_x.shape[0]} columns do not belong to "
-            f"{counted.tolist()} rows and {rows.hidden_size} columns: accumulate them from the same rows and folds"
-        )
+    check_rows(stats, fold, rows.hidden_size)
     objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype)
     if not np.allclose(objective.fold_weight, stats.weight):
         raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")

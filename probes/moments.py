@@ -65,7 +65,7 @@ class Moments:
         Returns
         -------
         values : float64 array of shape [r]
-            Λ ≥ 0, ascending.
+            Λ ≥ 0.
         vectors : float64 array of shape [D, r]
             Q. r is D unless the moments know that fewer suffice.
 

@@ -66,7 +66,7 @@ class _Walkers:
 class PathSolver:
     """Solve logistic problems in the eigenbases of their training parts.
 
-    A point of a problem is, per column, D coordinates in the eigenbasis of the standardised Gram matrix and an
+    A point of a problem is, per column, r coordinates in the eigenbasis of the standardised Gram matrix and an
     intercept at the mean of x; columns of a softmax are turned to the eigenbasis of its mean curvature. There the
     preconditioner is diagonal, and the intercept stands apart from the weights.
 
@@ -74,6 +74,7 @@ class PathSolver:
     ----------
     objective : LogisticObjective
     bases : mapping from split to Eigenbasis
+        All of the same r.
     shift : float64 array of shape [D]
         The objective's.
     dtype : dtype
@@ -103,6 +104,7 @@ class PathSolver:
         self._eps = float(self._backend.xp.finfo(dtype).eps)
         self._tol, self._max_passes = max(tol, _LEAST_TOL * self._eps), max_passes
         self._hidden, self._n_targets = int(shift.shape[0]), objective.fold_positive.shape[1]
+        self._rank = int(next(iter(bases.values())).values.shape[0])
         self._n_columns = self._n_targets if kind == "multinomial" else 1
         self._n_problems = self._n_targets // self._n_columns
         self._bases, self._prior = bases, {s: self._log_prior(s) for s in bases}
@@ -208,7 +210,7 @@ class PathSolver:
             basis = self._bases[split]
             flat = xp.reshape(raw[begin:end, ...] / basis.scale, (-1, self._hidden))
             turned = xp.matmul(xp.astype(flat, self._dtype), self._vectors[split])
-            parts.append(xp.reshape(xp.astype(turned, xp.float64), (end - begin, self._n_columns, self._hidden)))
+            parts.append(xp.reshape(xp.astype(turned, xp.float64), (end - begin, self._n_columns, self._rank)))
         turn = np.stack([self._turn[int(s)] for s in walkers.split])
         gradient = xp.concat([xp.concat(parts, axis=0), sums.residual[:, :, None]], axis=2)
         gradient = xp.matmul(self._backend.asarray(turn.transpose(0, 2, 1)), gradient)
@@ -254,23 +256,23 @@ class PathSolver:
         """Return weights [P, K, D] in raw units of x, and intercepts [P, K] at the mean of x."""
         xp = self._backend.xp
         turn = self._backend.asarray(np.stack([self._turn[int(s)] for s in split]))
-        columns = xp.matmul(turn, xp.reshape(point, (split.size, self._n_columns, self._hidden + 1)))
+        columns = xp.matmul(turn, xp.reshape(point, (split.size, self._n_columns, self._rank + 1)))
         parts = []
         for s, begin, end in _blocks(split):
-            flat = xp.reshape(columns[begin:end, :, : self._hidden], (-1, self._hidden))
+            flat = xp.reshape(columns[begin:end, :, : self._rank], (-1, self._rank))
             turned = xp.matmul(xp.astype(flat, self._dtype), self._vectors[s].T)
             weights = xp.astype(turned, xp.float64) / self._bases[s].scale
             parts.append(xp.reshape(weights, (end - begin, self._n_columns, self._hidden)))
-        return xp.concat(parts, axis=0), columns[:, :, self._hidden]
+        return xp.concat(parts, axis=0), columns[:, :, self._rank]
 
     def _null(self, walkers: _Walkers) -> Array:
-        """Return the points of probes without weights, whose intercepts give the prevalences; shape [P, K·(D+1)]."""
-        point = self._backend.zeros(walkers.split.size, self._n_columns, self._hidden + 1)
+        """Return the points of probes without weights, whose intercepts give the prevalences; shape [P, K·(r+1)]."""
+        point = self._backend.zeros(walkers.split.size, self._n_columns, self._rank + 1)
         prior = [
             self._turn[int(s)].T @ self._prior[int(s)].reshape(self._n_problems, self._n_columns)[int(t)]
             for s, t in zip(walkers.split, walkers.target, strict=True)
         ]
-        point[:, :, self._hidden] = self._backend.asarray(np.stack(prior), self._backend.xp.float64)
+        point[:, :, self._rank] = self._backend.asarray(np.stack(prior), self._backend.xp.float64)
         return self._backend.xp.reshape(point, (walkers.split.size, -1))
 
     def _class_basis(self, prior: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -281,12 +283,12 @@ class PathSolver:
         return np.asarray(np.linalg.eigh(np.diag(share) - np.outer(share, share))[1])
 
     def _penalised(self) -> Array:
-        mask = np.ones((self._n_columns, self._hidden + 1))
+        mask = np.ones((self._n_columns, self._rank + 1))
         mask[:, -1] = 0.0
         return self._backend.asarray(mask.ravel(), self._backend.xp.float64)
 
     def _curvatures(self, basis: Eigenbasis) -> Array:
-        """Return the squares that multiply p(1-p) in the Hessian's diagonal, [D + 1]: Λ, and W for the intercept."""
+        """Return the squares that multiply p(1-p) in the Hessian's diagonal, [r + 1]: Λ, and W for the intercept."""
         xp = self._backend.xp
         return xp.concat([basis.values, self._backend.asarray([basis.weight], xp.float64)])
 

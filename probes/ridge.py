@@ -67,6 +67,15 @@ class Eigenbasis:
         xp = array_api_compat.array_namespace(coordinates)
         return xp.matmul(self.vectors, coordinates) * (self.live / self.scale)[:, None]
 
+    def shrink(self, projected: Array, alphas: np.ndarray[Any, Any]) -> Array:
+        """Return the solutions (Λ+α)⁻¹p, float64 of shape [r, A·T], of projected sxy ([r, T]).
+
+        α is a numpy array of shape [A, 1], or [A, T] for penalties of every target's own.
+        """
+        backend = Backend.of(projected)
+        penalty = self.values[:, None, None] + backend.asarray(alphas, backend.xp.float64)
+        return backend.xp.reshape(projected[:, None, :] / penalty, (projected.shape[0], -1))
+
 
 @dataclass(frozen=True, slots=True)
 class RidgePath:
@@ -283,6 +292,16 @@ def check_folds(stats: FoldStatistics) -> None:
         )
 
 
+def check_rows(stats: FoldStatistics, folds: np.ndarray[Any, Any], hidden_size: int) -> None:
+    """Raise InputError unless the statistics can be those of rows with these folds (int64 [N]) and columns."""
+    counted = np.bincount(folds[folds >= 0], minlength=stats.n_folds)
+    if not np.array_equal(counted, stats.n) or int(stats.shift_x.shape[0]) != hidden_size:
+        raise InputError(
+            f"statistics of {stats.n.tolist()} rows per fold and {stats.shift_x.shape[0]} columns do not belong to "
+            f"{counted.tolist()} rows and {hidden_size} columns: accumulate them from the same rows and folds"
+        )
+
+
 def to_dtype(weights: Array, bias: Array, mean_x: Array, dtype: Any) -> tuple[Array, Array]:
     """Round a float64 probe to `dtype`, with the bias that keeps its prediction at `mean_x`.
 
@@ -295,19 +314,12 @@ def to_dtype(weights: Array, bias: Array, mean_x: Array, dtype: Any) -> tuple[Ar
 
 
 def solve(basis: Eigenbasis, moments: Moments, alphas: np.ndarray[Any, Any]) -> tuple[Array, Array]:
-    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α of shape [A, 1] or [A, T] in numpy."""
+    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α as in `Eigenbasis.shrink`."""
     xp = array_api_compat.array_namespace(moments.mean_x)
     n_alphas, n_targets = alphas.shape[0], int(moments.mean_y.shape[0])
-    weights = basis.expand(_coordinates(basis, basis.project(moments.sxy), alphas))
+    weights = basis.expand(basis.shrink(basis.project(moments.sxy), alphas))
     bias = moments.mean_y - xp.reshape(xp.matmul(moments.mean_x, weights), (n_alphas, n_targets))
     return to_dtype(xp.reshape(weights.T, (n_alphas, n_targets, -1)), bias, moments.mean_x, moments.dtype)
-
-
-def _coordinates(basis: Eigenbasis, projected: Array, alphas: np.ndarray[Any, Any]) -> Array:
-    """Return (Λ+α)⁻¹QᵀD⁻¹sxy, float64 of shape [r, A·T], of `projected` QᵀD⁻¹sxy ([r, T]); α as in `solve`."""
-    backend = Backend.of(projected)
-    penalty = basis.values[:, None, None] + backend.asarray(alphas, backend.xp.float64)
-    return backend.xp.reshape(projected[:, None, :] / penalty, (projected.shape[0], -1))
 
 
 def _held_out_error(
@@ -332,7 +344,7 @@ def _held_out_error(
     block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * max(1, n_targets)))
     for start in range(0, alphas.size, block):
         some = alphas[start : start + block]
-        fitted = xp.matmul(spread, _coordinates(basis, projected, some[:, None]))
+        fitted = xp.matmul(spread, basis.shrink(projected, some[:, None]))
         error[start : start + block, :] += xp.reshape(xp.sum(fitted**2, axis=0), (some.size, n_targets))
     return xp.where(error > 0, error, xp.zeros_like(error))
 

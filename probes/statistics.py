@@ -125,7 +125,7 @@ class StatisticsFitter:
         with np.errstate(over="ignore", invalid="ignore"):
             total, square = xp.matmul(ones, x), xp.matmul(ones, x * x)
         if not bool(xp.all(xp.isfinite(square))):
-            _raise_not_finite(positions, x, xp)
+            raise_not_finite(positions, x, xp)
         self._column_sum += xp.astype(total, xp.float64)
         self._column_square += xp.astype(square, xp.float64)
         n = int(self._n.sum()) + x.shape[0]
@@ -302,7 +302,8 @@ def _weighted_mean(y: np.ndarray[Any, Any], weight: np.ndarray[Any, Any] | None)
     return np.asarray(weight @ y / weight.sum())
 
 
-def _raise_not_finite(positions: np.ndarray[Any, Any], x: Array, xp: Any) -> None:
+def raise_not_finite(positions: np.ndarray[Any, Any], x: Array, xp: Any) -> None:
+    """Raise InputError for the first value of x ([n, D]), of sample rows `positions`, that is not finite."""
     bad = np.argwhere(~to_numpy(xp.isfinite(x)))
     if bad.size == 0:
         raise InputError(

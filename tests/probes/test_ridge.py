@@ -7,6 +7,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
+from sonde.probes.dual import accumulate_rows
 from sonde.probes.ridge import eigenbases, eigenbasis, ridge_cv, ridge_path
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
@@ -63,11 +64,17 @@ def assert_same(ours, theirs, tol=1e-6):
     np.testing.assert_allclose(to_numpy(ours), theirs, rtol=tol, atol=tol * np.abs(theirs).max())
 
 
+@pytest.fixture(params=[accumulate, accumulate_rows])
+def sums(request):
+    """Statistics with Gram matrices, and with rows instead."""
+    return request.param
+
+
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
-def test_every_alpha_equals_scikit_learn_on_every_training_part(data, standardize, namespace):
+def test_every_alpha_equals_scikit_learn_on_every_training_part(data, sums, standardize, namespace):
     x, y, folds = data
-    stats = accumulate(ArrayRows(namespace(x), 17), y, folds)
+    stats = sums(ArrayRows(namespace(x), 17), y, folds)
     for fold in (0, 3, None):
         part = np.ones(80, dtype=bool) if fold is None else folds != fold
         path = ridge_path(stats.total() if fold is None else stats.without(fold), ALPHAS, standardize=standardize)
@@ -78,21 +85,23 @@ def test_every_alpha_equals_scikit_learn_on_every_training_part(data, standardiz
         assert isinstance(path.weights, type(namespace(x)))
 
 
-def brute_force(x, y, folds, standardize):
+def brute_force(x, y, folds, standardize=True, weight=None):
     """Held-out mean squared error [A, T] with scikit-learn, each fold predicted by the others."""
     errors = np.zeros((len(ALPHAS), y.shape[1]))
     for i, alpha in enumerate(ALPHAS):
         for fold in np.unique(folds):
-            w, b = sklearn_ridge(x[folds != fold], y[folds != fold], alpha, standardize)
-            errors[i] += ((y[folds == fold] - x[folds == fold] @ w.T - b) ** 2).sum(axis=0)
-    return errors / len(y)
+            train = folds != fold
+            w, b = sklearn_ridge(x[train], y[train], alpha, standardize, None if weight is None else weight[train])
+            squared = (y[~train] - x[~train] @ w.T - b) ** 2
+            errors[i] += squared.sum(axis=0) if weight is None else weight[~train] @ squared
+    return errors / (len(y) if weight is None else weight.sum())
 
 
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
-def test_choice_and_folds_equal_brute_force_cross_validation(data, standardize, namespace):
+def test_choice_and_folds_equal_brute_force_cross_validation(data, sums, standardize, namespace):
     x, y, folds = data
-    fit = ridge_cv(accumulate(ArrayRows(namespace(x), 17), y, folds), ALPHAS, standardize=standardize)
+    fit = ridge_cv(sums(ArrayRows(namespace(x), 17), y, folds), ALPHAS, standardize=standardize)
     errors = brute_force(x, y, folds, standardize)
     assert_same(fit.cv_error, errors, 1e-6)
     np.testing.assert_array_equal(fit.alpha, ALPHAS[errors.argmin(axis=0)])
@@ -110,7 +119,7 @@ def test_choice_and_folds_equal_brute_force_cross_validation(data, standardize, 
 def test_one_alpha_for_all_targets_has_the_best_mean_r2(data):
     x, y, folds = data
     fit = ridge_cv(accumulate(ArrayRows(x), y, folds), ALPHAS, per_target=False)
-    unexplained = brute_force(x, y, folds, True) / y.var(axis=0)
+    unexplained = brute_force(x, y, folds) / y.var(axis=0)
     assert set(fit.alpha) == {ALPHAS[unexplained.mean(axis=1).argmin()]}
 
 
@@ -124,21 +133,68 @@ def test_alphas_may_come_in_any_order_and_ties_take_the_strongest(data):
     assert ridge_cv(constant, ALPHAS).alpha == ALPHAS.max()
 
 
-def test_sample_weights_equal_scikit_learn(data):
-    x, y, folds = data
+@pytest.mark.parametrize("per_target", [True, False])
+def test_groups_of_unequal_size_and_weight_equal_scikit_learn(data, sums, per_target):
+    x, y, _ = data
+    folds = np.repeat([0, 2, 1, 0, 2], [3, 40, 9, 17, 11])  # five groups in three folds
     weight = np.random.default_rng(1).integers(1, 4, 80).astype(np.float64)
-    stats = accumulate(ArrayRows(x), y, folds, sample_weight=weight)
-    w, _ = sklearn_ridge(x, y, 10.0, True, weight)
-    assert_same(ridge_path(stats.total(), [10.0]).weights[0], w)
+    fit = ridge_cv(sums(ArrayRows(x), y, folds, sample_weight=weight), ALPHAS, per_target=per_target)
+    errors = brute_force(x, y, folds, weight=weight)
+    assert_same(fit.cv_error, errors)
+    unexplained = errors / np.average((y - np.average(y, axis=0, weights=weight)) ** 2, axis=0, weights=weight)
+    best = errors.argmin(axis=0) if per_target else unexplained.mean(axis=1).argmin()
+    np.testing.assert_array_equal(fit.alpha, np.broadcast_to(ALPHAS[best], 3))
+    for t in range(3):
+        w, b = sklearn_ridge(x, y[:, t], fit.alpha[t], True, weight)
+        assert_same(fit.weights[t], w)
+        assert_same(to_numpy(fit.bias[t]) + x[0] @ to_numpy(fit.weights[t]), b + w @ x[0])
 
 
-def test_known_eigenbases_give_the_same_answer(data):
+def test_columns_that_are_constant_in_one_part_only_equal_scikit_learn(sums):
+    rng = np.random.default_rng(4)
+    x, folds = rng.standard_normal((60, 9)), np.arange(60) % 3
+    x[folds != 1, 2] = 0.0  # nothing to learn from without fold 1
+    x[folds != 0, 4] = 2.0
+    x[folds == 2, 6] = 3.0  # and to hold out in fold 2
+    x[:, 8] = [1.0 if i == 5 else 0.0 for i in range(60)]
+    y = x @ rng.standard_normal((9, 2)) + rng.standard_normal((60, 2))
+    fit = ridge_cv(sums(ArrayRows(x), y, folds), ALPHAS)
+    assert_same(fit.cv_error, brute_force(x, y, folds))
+    for fold in range(3):
+        train = folds != fold
+        for t in range(2):
+            w, _ = sklearn_ridge(x[train], y[train, t], fit.alpha[t], True)
+            assert_same(fit.fold_weights[fold, t], w)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+def test_known_eigenbases_give_the_same_bits_and_stand_for_what_they_were_made_of(data, sums, standardize, namespace):
+    x, y, folds = data
+    stats = sums(ArrayRows(namespace(x)), y, folds)
+    bases, light = eigenbases(stats, standardize=standardize), stats.light()
+    assert light.gram is None
+    fit, again = ridge_cv(stats, ALPHAS, standardize=standardize), ridge_cv(light, ALPHAS, bases=bases)
+    for part in ("cv_error", "alpha", "weights", "bias", "fold_weights", "fold_bias"):
+        np.testing.assert_array_equal(to_numpy(getattr(again, part)), to_numpy(getattr(fit, part)), err_msg=part)
+    path = ridge_path(light.without(1), ALPHAS, basis=bases[1])
+    assert_same(path.weights, to_numpy(ridge_path(stats.without(1), ALPHAS, standardize=standardize).weights))
+    assert (to_numpy(eigenbasis(stats.total()).values) >= 0).all()
+
+
+def test_one_penalty_at_a_time_gives_the_errors_of_all_together(data):
     x, y, folds = data
     stats = accumulate(ArrayRows(x), y, folds)
-    again, fit = ridge_cv(stats, ALPHAS, bases=eigenbases(stats)), ridge_cv(stats, ALPHAS)
-    np.testing.assert_array_equal(again.fold_weights, fit.fold_weights)
-    np.testing.assert_array_equal(again.weights, fit.weights)
-    assert (eigenbasis(stats.total()).values >= 0).all()
+    one_by_one = np.concatenate([ridge_cv(stats, [alpha]).cv_error for alpha in ALPHAS])
+    np.testing.assert_allclose(ridge_cv(stats, ALPHAS).cv_error, one_by_one, rtol=1e-9)
+
+
+def test_float32_rows_give_the_errors_of_float64_ones():
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((400, 30)) @ rng.standard_normal((30, 30)) + 20).astype(np.float32)
+    y = x[:, :4] + np.float32([1, 3, 9, 27]) * rng.standard_normal((400, 4))
+    errors = [ridge_cv(accumulate(ArrayRows(a), y, np.arange(400) % 5), ALPHAS).cv_error for a in (x, x.astype(float))]
+    np.testing.assert_allclose(*errors, rtol=1e-4)
 
 
 @pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
@@ -162,5 +218,7 @@ def test_options_that_cannot_be_used_are_errors(data):
         ridge_path(stats.total(), [1.0, 0.0])
     with pytest.raises(InputError, match="at least two"):
         ridge_cv(accumulate(ArrayRows(x), y, np.zeros(80, dtype=int)), ALPHAS)
+    with pytest.raises(InputError, match="no Gram matrices: give the eigenbases"):
+        ridge_cv(stats.light(), ALPHAS)
     with pytest.raises(InputError, match="fold 4 has no rows"):
         ridge_cv(accumulate(ArrayRows(x), y, folds, n_folds=5), ALPHAS)
