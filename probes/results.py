@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sonde.errors import InputError, StoreError
 
+from .bootstrap import Difference, paired_difference
 from .metrics import higher_is_better
-from .tables import COLUMNS, COMPARISON_COLUMNS, CURVE, read_table, tidy, write_table
+from .tables import COLUMNS, COMPARISON_COLUMNS, CURVE, DRAW_COLUMNS, read_table, tidy, write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +37,8 @@ class Results:
     provenance : mapping
         What can be written as JSON: model, weights, store, n_layers, primary metric of each labels, seed, versions and
         so on; ``runs`` holds a list of these after `concat`.
+    draw_sources : sequence of pandas.DataFrame or pathlib.Path
+        What `draws` puts together: tables with the columns of `DRAW_COLUMNS`, or files of them, read when asked for.
 
     Raises
     ------
@@ -45,6 +49,7 @@ class Results:
     rows: pd.DataFrame
     comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    draw_sources: Sequence[pd.DataFrame | Path] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tidy(self.rows, COLUMNS))
@@ -58,6 +63,15 @@ class Results:
     def to_pandas(self) -> pd.DataFrame:
         """Copy the tidy table."""
         return self.rows.copy()
+
+    @property
+    def draws(self) -> pd.DataFrame:
+        """Bootstrap draws, with the columns and dtypes of `DRAW_COLUMNS`; StoreError if their file cannot be read."""
+        empty = pd.DataFrame(columns=list(DRAW_COLUMNS))
+        tables = [
+            read_table(source, DRAW_COLUMNS)[0] if isinstance(source, Path) else source for source in self.draw_sources
+        ]
+        return tidy(pd.concat(tables or [empty], ignore_index=True), DRAW_COLUMNS)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -129,6 +143,46 @@ class Results:
         curves = self.curves(labels, metric, model=model, store=store, site=site, tokens=tokens, solver=solver)
         return _with_test(curves, _top_cv(curves, _best_cv(curves)))
 
+    def difference(self, layer: int, other: int, metric: str | None = None, **filters: str | None) -> Difference:
+        """Compare any two layers of a curve on the bootstrap draws that they share.
+
+        Parameters
+        ----------
+        layer, other : int
+            Which layers.
+        metric : str, optional
+            Left out: the primary metric of the labels.
+        **filters : str, optional
+            ``labels``, ``model``, ``store``, ``site``, ``tokens``, ``solver``: needed where the results hold several.
+
+        Returns
+        -------
+        Difference
+            Score of ``layer`` − score of ``other`` on the test rows, as `paired_difference`.
+
+        Raises
+        ------
+        InputError
+            If a layer, or what is filtered by, is not there, several curves fit, or no draws are kept.
+        StoreError
+            If the file of the draws cannot be read.
+        """
+        curves = self.curves(metric=metric, **filters)
+        curve = {column: _only(curves, column) for column in (*CURVE, "metric")}
+        test = curves[curves["split"] == "test"].set_index("layer")["value"]
+        draws = self.draws
+        draws = draws[_mask(draws, curve)]
+        pair: list[NDArray[np.float32]] = []
+        for one in (layer, other):
+            if one not in test.index:
+                raise InputError(
+                    f"there is no layer {one} with a test score: there is {', '.join(map(str, test.index))}"
+                )
+            pair.append(draws.loc[draws["layer"] == one].sort_values("draw")["value"].to_numpy())
+            if not pair[-1].size:
+                raise InputError(f"the results hold no bootstrap draws of layer {one}: run `sonde probe` again")
+        return paired_difference(test[layer], test[other], pair[0], pair[1])
+
     def summary(self, metric: str | None = None) -> pd.DataFrame:
         """Tabulate best layer against top layer, one row per curve, best curves of each labels first.
 
@@ -150,7 +204,7 @@ class Results:
                 line |= {f"{name}_low": row["low"], f"{name}_high": row["high"]}
             line |= {"difference": best["value"] - top["value"], "low": np.nan, "high": np.nan}
             compared = {column: best[column] for column in (*CURVE, "metric")}
-            compared |= {"best_layer": best["layer"], "top_layer": top["layer"]}
+            compared |= {"best_layer": best["layer"], "other_layer": top["layer"]}
             for _, pair in self.comparisons[_mask(self.comparisons, compared)].iterrows():
                 line |= pair[["low", "high"]].to_dict()
             lines.append(
@@ -190,7 +244,7 @@ class Results:
         return plot_curves(self, labels, metric, ax=ax, **filters)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``comparisons.parquet``, then ``results.parquet``, each at once or not at all.
+        """Write ``draws.parquet``, ``comparisons.parquet`` and ``results.parquet``, each at once or not at all.
 
         Raises
         ------
@@ -201,6 +255,7 @@ class Results:
         """
         provenance = self.provenance_json()
         # The results come last: a folder that has them is complete.
+        write_table(Path(folder, "draws.parquet"), self.draws, provenance)
         write_table(Path(folder, "comparisons.parquet"), self.comparisons, provenance)
         return write_table(Path(folder, "results.parquet"), self.rows, provenance)
 
@@ -220,7 +275,7 @@ class Results:
             raise StoreError(f"no results at {path}: {hint}")
         rows, provenance = read_table(file, COLUMNS)
         comparisons, _ = read_table(file.with_name("comparisons.parquet"), COMPARISON_COLUMNS)
-        return cls(rows, comparisons, provenance)
+        return cls(rows, comparisons, provenance, (file.with_name("draws.parquet"),))
 
     @classmethod
     def concat(cls, results: Sequence["Results"]) -> "Results":
@@ -242,6 +297,7 @@ class Results:
             rows[~again].reset_index(drop=True),
             pd.concat([one.comparisons for one in results], ignore_index=True),
             {"runs": [run for one in results for run in one.runs]},
+            [source for one in results for source in one.draw_sources],
         )
 
     def __repr__(self) -> str:

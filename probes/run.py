@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from sonde.errors import StoreError
 from sonde.store import Store, versions
 
-from .bootstrap import cluster_weights, paired_difference
-from .evaluate import Evaluation, evaluate
+from .bootstrap import cluster_weights
+from .compare import compare_layers, draw_table
+from .evaluate import evaluate, warn_of_missing_positives
 from .fit import ALPHAS, Solver, ensure_solvable
 from .layers import LayerTask, ProbedLayer, layer_tasks
-from .metrics import PRIMARY, higher_is_better
+from .metrics import PRIMARY
 from .probe import save_probes
-from .problem import ALL, Problem
+from .problem import Problem
 from .results import BASELINE, Results
 from .ridge import alpha_array
 from .schedule import run_tasks
@@ -81,7 +82,7 @@ def probe(
         Local worker processes; left out, threads of this process. A script must ask for them under
         ``if __name__ == "__main__":``, as for all processes of Python.
     out
-        Folder for ``results.parquet``, ``comparisons.parquet``, ``scores.parquet`` and the probes; must not exist.
+        Folder for the tables ``results``, ``comparisons``, ``draws`` and ``scores`` and the probes; must not exist.
     on_progress
         Called with (layers done, layers in all).
 
@@ -107,6 +108,7 @@ def probe(
         )
     problem = Problem.of(store, labels, test_size=test_size, n_folds=n_folds, seed=seed)
     ensure_solvable(problem, solver)
+    warn_of_missing_positives(problem)
     penalties = ALPHAS[solver] if alphas is None else alpha_array(alphas)
     draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
     # The folder comes first: hours of probing must not end at one that cannot be made.
@@ -189,7 +191,7 @@ def _table(
     baseline = evaluate(problem, constant, draws, probabilities=problem.kind != "regression", cross_validated=False)
     where = {"site": "", "tokens": "", "layer": -1, "solver": BASELINE}
     records += [common | where | record for record in baseline.records]
-    comparisons = [origin | {"solver": solver, "metric": primary} | row for row in _comparisons(done, primary)]
+    comparisons = [origin | {"solver": solver} | row for row in compare_layers(done, primary)]
     provenance = {
         "model": model,
         "weights": store.schema.model.get("weights", "pretrained"),
@@ -221,38 +223,8 @@ def _table(
         pd.DataFrame.from_records(records, columns=list(COLUMNS)),
         pd.DataFrame.from_records(comparisons, columns=list(COMPARISON_COLUMNS)),
         provenance,
+        [draw_table(done).assign(**origin, solver=solver)],
     )
-
-
-def _comparisons(done: Sequence[ProbedLayer], metric: str) -> Iterator[dict[str, Any]]:
-    """Compare the best layer, chosen by cross-validation, with the last one on the same bootstrap draws."""
-    sign = 1 if higher_is_better(metric) else -1
-    curves: dict[str, list[ProbedLayer]] = {}
-    for probed in done:
-        curves.setdefault(probed.spec.name, []).append(probed)
-    for curve in curves.values():
-        if len(curve) < 2:
-            continue
-        best = max(curve, key=lambda probed: sign * _value(probed.evaluation, metric, "cv"))
-        top = curve[-1]
-        values = _value(best.evaluation, metric, "test"), _value(top.evaluation, metric, "test")
-        difference = paired_difference(*values, best.evaluation.draws, top.evaluation.draws)
-        yield {
-            "site": top.spec.site,
-            "tokens": top.spec.tokens,
-            "best_layer": best.probe.layer,
-            "top_layer": top.probe.layer,
-            "best": values[0],
-            "top": values[1],
-            "difference": float(difference.value),
-            "low": float(difference.low),
-            "high": float(difference.high),
-        }
-
-
-def _value(evaluation: Evaluation, metric: str, split: str) -> float:
-    wanted = (metric, ALL, split)
-    return next(float(r["value"]) for r in evaluation.records if (r["metric"], r["target"], r["split"]) == wanted)
 
 
 def _save_scores(folder: Path, problem: Problem, ids: NDArray[np.str_], done: Sequence[ProbedLayer]) -> None:
