@@ -14,11 +14,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference and the ends of its bootstrap interval, float64 of the shape of the scores."""
+    """A paired difference, the ends of its bootstrap interval, and its p-value: float64 of the shape of the scores."""
 
     value: Floats
     low: Floats
     high: Floats
+    p: Floats
 
 
 def cluster_weights(groups: Sequence[str], n_draws: int, seed: int) -> npt.NDArray[np.unsignedinteger[Any]]:
@@ -99,9 +100,16 @@ def interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
 
 
 def paired_difference(
-    value: Floats | float, other: Floats | float, draws: Floats, other_draws: Floats, level: float = 0.95
+    value: Floats | float,
+    other: Floats | float,
+    draws: npt.NDArray[np.floating[Any]],
+    other_draws: npt.NDArray[np.floating[Any]],
+    level: float = 0.95,
 ) -> Difference:
-    """Compute value − other and the percentile interval of draws − other_draws.
+    """Compute value − other, the percentile interval of the draws' differences d, and the p-value of no difference.
+
+    p = 2 min(1 + #{d ≤ 0}, 1 + #{d ≥ 0}) / (B + 1), at most 1: up to the ones, which keep it from being 0, the level at
+    which an end of the percentile interval comes to lie on 0. It is two-sided, and of this one comparison.
 
     Parameters
     ----------
@@ -116,14 +124,23 @@ def paired_difference(
     ------
     InputError
         If the draws have different shapes and so cannot be paired.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, sections 13.3 and 15.4.
+    Phipson and Smyth (2010), Permutation p-values should never be zero, for the ones.
     """
     draws, other_draws = np.asarray(draws, dtype=np.float64), np.asarray(other_draws, dtype=np.float64)
     if draws.shape != other_draws.shape:
         raise InputError(
             f"draws of shapes {draws.shape} and {other_draws.shape} cannot be paired: score both with the same weights"
         )
-    low, high = interval(draws - other_draws, level)
-    return Difference(np.asarray(value, dtype=np.float64) - np.asarray(other, dtype=np.float64), low, high)
+    found = draws - other_draws
+    low, high = interval(found, level)
+    n_valid = np.count_nonzero(~np.isnan(found), axis=0)
+    rarer = np.minimum(np.count_nonzero(found <= 0, axis=0), np.count_nonzero(found >= 0, axis=0))
+    p = np.where(n_valid > 0, np.minimum(2 * (1 + rarer) / (n_valid + 1), 1), np.nan)
+    return Difference(np.asarray(value, dtype=np.float64) - np.asarray(other, dtype=np.float64), low, high, p)
 
 
 def _quantile(ordered: Floats, n_valid: npt.NDArray[np.intp], q: float) -> Floats:

@@ -105,9 +105,7 @@ def measure(
         }
     if controls.permutations:
         assert known is not None, "ridge probes have been fitted from them"
-        null = permutation_null(
-            rows, problem, known.bases[-1], fit.alpha, n=controls.permutations, seed=controls.seed
-        )
+        null = permutation_null(rows, problem, known.bases[-1], fit.alpha, n=controls.permutations, seed=controls.seed)
         low, high = interval(null)
         yield {
             "control": "permutation",

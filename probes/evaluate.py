@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,24 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bootstrap import interval
-from .metrics import METRICS, PRIMARY, macro
+from .calibration import calibrate
+from .metrics import CALIBRATED, score, score_probabilities
 from .problem import ALL, Problem
+from .sums import Floats, macro
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Rows of the results (without the columns that tell where they come from), and the primary metric's draws.
+    """Rows of the results (without the columns that tell where they come from), and the draws of every metric.
 
     Attributes
     ----------
     records
         One mapping per metric, target and split.
     draws
-        float64 ``[draw]``: the primary metric over all targets under each bootstrap draw of the test rows.
+        By metric, float32 ``[draw]``: its value over all targets under each bootstrap draw of the test rows.
     """
 
     records: list[dict[str, Any]]
-    draws: NDArray[np.float64]
+    draws: Mapping[str, NDArray[np.float32]]
 
 
 def evaluate(
@@ -42,6 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Compute every metric of the labels' kind on the test rows, with intervals, and on the training rows' folds.
 
+    What judges probabilities judges those of `calibrate` too, under names that begin with ``calibrated_``.
+
     Parameters
     ----------
     problem
@@ -51,16 +58,14 @@ def evaluate(
     draws
         Row weights ``[draw, test row]`` of the cluster bootstrap, the same for all layers.
     probabilities
-        Whether scores are probabilities; if not, log-loss means nothing and is left out.
+        Whether scores are probabilities; if not, what judges probabilities judges the calibrated ones alone.
     cross_validated
-        Whether training rows have scores.
+        Whether training rows have scores; if not, nothing can be calibrated.
     alpha, converged
         Per target, for the records.
     """
     test, training = problem.split.test, problem.split.folds >= 0
-    tested = problem.truth(test), scores[test]
-    trained = (problem.truth(training), scores[training]) if cross_validated else None
-    n_positive = {"test": _positives(problem, test), "cv": _positives(problem, training)}
+    parts = {"test": test} | ({"cv": training} if cross_validated else {})
     # Targets of a multi-label question have rows of their own; -1 is all of them together.
     wanted = {ALL: -1} | ({name: t for t, name in enumerate(problem.targets)} if problem.kind == "multilabel" else {})
     about = {
@@ -73,30 +78,52 @@ def evaluate(
         }
         for target, t in wanted.items()
     }
+    categorical = problem.kind != "regression"
+    calibrated = calibrate(problem, scores, probabilities=probabilities) if categorical and cross_validated else None
+
+    def judge(rows: NDArray[np.bool_], weights: NDArray[Any] | None = None) -> dict[str, Floats]:
+        y = problem.truth(rows)
+        values = score(problem.kind, y, scores[rows], weights)
+        if categorical and probabilities:
+            values |= score_probabilities(problem.kind, y, scores[rows], weights)
+        if calibrated is not None:
+            judged = score_probabilities(problem.kind, y, calibrated[rows], weights)
+            values |= {CALIBRATED + name: value for name, value in judged.items()}
+        return {name: _with_macro(value) for name, value in values.items()}
+
+    drawn = judge(test, draws)
+    ends = {name: interval(values) for name, values in drawn.items()}
     records: list[dict[str, Any]] = []
-    primary_draws = np.empty(0)
-    for metric in METRICS[problem.kind].values():
-        if metric.probabilities and not probabilities:
-            continue
-        drawn = _with_macro(metric.compute(*tested, draws))
-        low, high = interval(drawn)
-        parts = {"test": (_with_macro(metric.compute(*tested)), low, high)}
-        if trained is not None:
-            nothing = np.full_like(low, np.nan)
-            parts["cv"] = (_with_macro(metric.compute(*trained)), nothing, nothing)
-        if metric.name == PRIMARY[problem.kind]:
-            primary_draws = drawn[:, -1]
-        records += [
-            about[target]
-            | {"metric": metric.name, "split": part, "n_positive": n_positive[part].get(target, -1)}
-            | {"value": float(value[t]), "low": float(low[t]), "high": float(high[t])}
-            for target, t in wanted.items()
-            for part, (value, low, high) in parts.items()
-        ]
-    return Evaluation(records, primary_draws)
+    for part, rows in parts.items():
+        n_positive = _positives(problem, rows)
+        for metric, values in judge(rows).items():
+            low, high = ends[metric] if part == "test" else np.full((2, *values.shape), np.nan)
+            records += [
+                about[target]
+                | {"metric": metric, "split": part, "n_positive": n_positive.get(target, -1)}
+                | {"value": float(values[t]), "low": float(low[t]), "high": float(high[t])}
+                for target, t in wanted.items()
+            ]
+    return Evaluation(records, {name: values[:, -1].astype(np.float32) for name, values in drawn.items()})
 
 
-def _with_macro(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def warn_of_missing_positives(problem: Problem) -> None:
+    """Say once which targets or classes have no positive test row, and so no value of some metrics."""
+    if problem.kind == "regression":
+        return
+    missing = np.flatnonzero(~problem.y[problem.split.test].any(axis=0))
+    if missing.size:
+        log.warning(
+            "labels %r: %d of %d targets have no positive test row, and so no F1, average precision or AUROC; means "
+            "leave them out: %s",
+            problem.labels,
+            missing.size,
+            len(problem.targets),
+            ", ".join(problem.targets[t] for t in missing),
+        )
+
+
+def _with_macro(values: Floats) -> Floats:
     """Put the mean over the targets behind them, on the last axis."""
     return np.concatenate([values, macro(values)[..., None]], axis=-1)
 

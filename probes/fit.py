@@ -130,9 +130,7 @@ def ensure_solvable(
         raise InputError(f"class weights are for logistic probes of sonde, not for {solver} probes of {library}")
 
 
-def label_free(
-    rows: Rows, problem: Problem, device: str | None = None, cache: LayerCache | None = None
-) -> LabelFree:
+def label_free(rows: Rows, problem: Problem, device: str | None = None, cache: LayerCache | None = None) -> LabelFree:
     """Compute, or take from the cache of these rows, what no label changes: sums of the folds and eigenbases."""
     folds, n_folds = problem.split.folds, problem.split.n_folds
 

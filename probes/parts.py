@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sonde.errors import StoreError
 
@@ -74,7 +75,8 @@ class Parts:
         arrays = {"weights": probe.weights, "bias": probe.bias, "scores": layer.scores}
         arrays |= {f"draws/{metric}": values for metric, values in layer.evaluation.draws.items()}
         described = {k: v for k, v in asdict(probe).items() if k not in ("weights", "bias")}
-        data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"probe": json.dumps(described)})
+        told = {"probe": json.dumps(described), "controls": json.dumps(layer.controls)}
+        data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, told)
         write_atomically(self._folder / f"{name}.safetensors", data)
         where = {"site": probe.site, "tokens": probe.tokens, "layer": probe.layer, "solver": probe.solver}
         rows = [self._origin | where | record for record in layer.evaluation.records]
@@ -95,18 +97,21 @@ class Parts:
             rows, _ = read_table(path.with_suffix(".parquet"), COLUMNS)
             with safe_open(path.with_suffix(".safetensors"), "numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                described = json.loads(file.metadata()["probe"])
+                described, controls = (json.loads(file.metadata()[name]) for name in ("probe", "controls"))
         # Bytes of anyone: what cannot be read is made again.
         except Exception:
             return None
         described |= {"targets": tuple(described["targets"]), "alpha": tuple(described["alpha"])}
         kept = [column for column in COLUMNS if column not in {*self._origin, "site", "tokens", "layer", "solver"}]
-        draws = {name.removeprefix("draws/"): x for name, x in arrays.items() if name.startswith("draws/")}
+        draws: dict[str, NDArray[np.float32]] = {
+            name.removeprefix("draws/"): x for name, x in arrays.items() if name.startswith("draws/")
+        }
         return ProbedLayer(
             task.spec,
             Probe(**described, weights=arrays["weights"], bias=arrays["bias"]),
             arrays["scores"],
-            Evaluation(rows[kept].to_dict("records"), draws),
+            Evaluation([dict(zip(kept, row, strict=True)) for row in rows[kept].itertuples(index=False)], draws),
+            controls,
         )
 
 

@@ -19,8 +19,16 @@ METRIC_NAMES: Mapping[str, str] = {
     "auroc": "AUROC",
     "f1": "F1",
     "macro_f1": "macro F1",
+    "macro_auroc": "macro AUROC",
     "log_loss": "log-loss (nats)",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "calibrated_log_loss": "log-loss, calibrated (nats)",
+    "calibrated_brier": "Brier score, calibrated",
+    "calibrated_ece": "expected calibration error, calibrated",
     "r2": "R²",
+    "mean_squared_error": "mean squared error",
+    "pearson_r": "Pearson's r",
 }
 """Metrics as a reader knows them."""
 

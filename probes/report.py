@@ -16,7 +16,7 @@ from sonde.errors import InputError
 
 from .charts import curve_chart, heatmap
 from .plot import METRIC_NAMES, PALETTE, curves_figure
-from .results import BASELINE, Results
+from .results import BASELINES, Results
 from .tables import CURVE, write_atomically
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _section(results: Results, labels: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
     """Draw the charts of one labels into ``charts`` and say where the page shall place them."""
     primary = results.primary(labels)
-    rows = results.rows[(results.rows["labels"] == labels) & (results.rows["solver"] != BASELINE)]
+    rows = results.rows[(results.rows["labels"] == labels) & ~results.rows["solver"].isin(BASELINES)]
     others = [metric for metric in rows["metric"].unique() if metric != primary]
     section: dict[str, Any] = {
         "labels": labels,
@@ -180,7 +180,7 @@ def _over_targets(results: Results, line: Mapping[str, Any]) -> str:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     """List what a reader wants to know before believing a curve."""
-    probes = results.rows[(results.rows["solver"] != BASELINE) & (results.rows["split"] == "test")]
+    probes = results.rows[~results.rows["solver"].isin(BASELINES) & (results.rows["split"] == "test")]
     facts = [
         ("weights", ", ".join(sorted({str(run.get("weights", "unknown")) for run in results.runs}))),
         ("stores", ", ".join(probes["store"].unique())),

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sonde.errors import InputError, StoreError
 
+from .bootstrap import Difference, paired_difference
 from .metrics import higher_is_better
-from .tables import COLUMNS, COMPARISON_COLUMNS, CURVE, read_table, tidy, write_table
+from .tables import COLUMNS, COMPARISON_COLUMNS, CONTROL_COLUMNS, CURVE, DRAW_COLUMNS, read_table, tidy, write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BASELINE = "majority"
+MAJORITY, TEXT = "majority", "text"
+BASELINES = (MAJORITY, TEXT)
+"""Solvers that no layer has: the shares of the training rows, and the words alone."""
 _ROW_KEY = [*CURVE, "layer", "target", "metric", "split"]
 
 
@@ -35,6 +39,10 @@ class Results:
     provenance : mapping
         What can be written as JSON: model, weights, store, n_layers, primary metric of each labels, seed, versions and
         so on; ``runs`` holds a list of these after `concat`.
+    draw_sources : sequence of pandas.DataFrame or pathlib.Path
+        What `draws` puts together: tables with the columns of `DRAW_COLUMNS`, or files of them, read when asked for.
+    controls : pandas.DataFrame
+        Columns and dtypes of `CONTROL_COLUMNS`; may be empty.
 
     Raises
     ------
@@ -45,10 +53,13 @@ class Results:
     rows: pd.DataFrame
     comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    draw_sources: Sequence[pd.DataFrame | Path] = ()
+    controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CONTROL_COLUMNS)))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tidy(self.rows, COLUMNS))
         object.__setattr__(self, "comparisons", tidy(self.comparisons, COMPARISON_COLUMNS))
+        object.__setattr__(self, "controls", tidy(self.controls, CONTROL_COLUMNS))
         object.__setattr__(self, "provenance", dict(self.provenance))
         twice = self.rows.duplicated(_ROW_KEY)
         if twice.any():
@@ -58,6 +69,15 @@ class Results:
     def to_pandas(self) -> pd.DataFrame:
         """Copy the tidy table."""
         return self.rows.copy()
+
+    @property
+    def draws(self) -> pd.DataFrame:
+        """Bootstrap draws, with the columns and dtypes of `DRAW_COLUMNS`; StoreError if their file cannot be read."""
+        empty = pd.DataFrame(columns=list(DRAW_COLUMNS))
+        tables = [
+            read_table(source, DRAW_COLUMNS)[0] if isinstance(source, Path) else source for source in self.draw_sources
+        ]
+        return tidy(pd.concat(tables or [empty], ignore_index=True), DRAW_COLUMNS)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -129,17 +149,57 @@ class Results:
         curves = self.curves(labels, metric, model=model, store=store, site=site, tokens=tokens, solver=solver)
         return _with_test(curves, _top_cv(curves, _best_cv(curves)))
 
+    def difference(self, layer: int, other: int, metric: str | None = None, **filters: str | None) -> Difference:
+        """Compare any two layers of a curve on the bootstrap draws that they share.
+
+        Parameters
+        ----------
+        layer, other : int
+            Which layers.
+        metric : str, optional
+            Left out: the primary metric of the labels.
+        **filters : str, optional
+            ``labels``, ``model``, ``store``, ``site``, ``tokens``, ``solver``: needed where the results hold several.
+
+        Returns
+        -------
+        Difference
+            Score of ``layer`` − score of ``other`` on the test rows, as `paired_difference`.
+
+        Raises
+        ------
+        InputError
+            If a layer, or what is filtered by, is not there, several curves fit, or no draws are kept.
+        StoreError
+            If the file of the draws cannot be read.
+        """
+        curves = self.curves(metric=metric, **filters)
+        curve = {column: _only(curves, column) for column in (*CURVE, "metric")}
+        test = curves[curves["split"] == "test"].set_index("layer")["value"]
+        draws = self.draws
+        draws = draws[_mask(draws, curve)]
+        pair: list[NDArray[np.float32]] = []
+        for one in (layer, other):
+            if one not in test.index:
+                raise InputError(
+                    f"there is no layer {one} with a test score: there is {', '.join(map(str, test.index))}"
+                )
+            pair.append(draws.loc[draws["layer"] == one].sort_values("draw")["value"].to_numpy())
+            if not pair[-1].size:
+                raise InputError(f"the results hold no bootstrap draws of layer {one}: run `sonde probe` again")
+        return paired_difference(test[layer], test[other], pair[0], pair[1])
+
     def summary(self, metric: str | None = None) -> pd.DataFrame:
         """Tabulate best layer against top layer, one row per curve, best curves of each labels first.
 
         Columns: those of `CURVE`, ``metric`` (the primary one unless given), ``cv_value``, ``best_layer``, ``best``,
         ``best_low``, ``best_high``, the same for ``top``, then ``difference``, ``low``, ``high`` (NaN without a
-        comparison) and ``baseline``, all on the test rows. Curves without cross-validation are left out.
+        comparison), ``baseline`` and ``text_baseline``, all on the test rows. Curves without cross-validation are left out.
         """
         wanted = self.rows["labels"].map({name: metric or self.primary(name) for name in self.rows["labels"].unique()})
         rows = self.rows[(self.rows["target"] == "all") & (self.rows["metric"] == wanted)]
         lines: list[dict[str, Any]] = []
-        for key, curve in rows[rows["solver"] != BASELINE].groupby(list(CURVE), sort=False):
+        for key, curve in rows[~rows["solver"].isin(BASELINES)].groupby(list(CURVE), sort=False):
             if not (curve["split"] == "cv").any():
                 continue
             best = _with_test(curve, _best_cv(curve))
@@ -150,23 +210,22 @@ class Results:
                 line |= {f"{name}_low": row["low"], f"{name}_high": row["high"]}
             line |= {"difference": best["value"] - top["value"], "low": np.nan, "high": np.nan}
             compared = {column: best[column] for column in (*CURVE, "metric")}
-            compared |= {"best_layer": best["layer"], "top_layer": top["layer"]}
+            compared |= {"best_layer": best["layer"], "other_layer": top["layer"]}
             for _, pair in self.comparisons[_mask(self.comparisons, compared)].iterrows():
                 line |= pair[["low", "high"]].to_dict()
-            lines.append(
-                line | {"baseline": self.baseline(line["labels"], line["metric"], line["model"], line["store"])}
-            )
+            asked = (line["labels"], line["metric"], line["model"], line["store"])
+            lines.append(line | {"baseline": self.baseline(*asked), "text_baseline": self.baseline(*asked, TEXT)})
         order = sorted(range(len(lines)), key=lambda i: _order(lines, i))
         return pd.DataFrame([lines[i] for i in order])
 
-    def baselines(self) -> pd.DataFrame:
-        """Take the test rows of the majority baseline for the whole ("all") of each labels."""
-        wanted = {"solver": BASELINE, "split": "test", "target": "all"}
+    def baselines(self, kind: str = MAJORITY) -> pd.DataFrame:
+        """Take the test rows of a baseline, the majority or ``text``, for the whole ("all") of each labels."""
+        wanted = {"solver": kind, "split": "test", "target": "all"}
         return self.rows[_mask(self.rows, wanted)]
 
-    def baseline(self, labels: str, metric: str, model: str, store: str) -> float:
-        """Look up the majority baseline's test score; NaN if there is none."""
-        rows = self.baselines()
+    def baseline(self, labels: str, metric: str, model: str, store: str, kind: str = MAJORITY) -> float:
+        """Look up a baseline's test score; NaN if there is none."""
+        rows = self.baselines(kind)
         wanted = {"labels": labels, "metric": metric, "model": model, "store": store}
         found = rows.loc[_mask(rows, wanted), "value"]
         return float(found.iloc[0]) if len(found) else float("nan")
@@ -190,7 +249,7 @@ class Results:
         return plot_curves(self, labels, metric, ax=ax, **filters)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``comparisons.parquet``, then ``results.parquet``, each at once or not at all.
+        """Write ``draws``, ``comparisons``, ``controls`` and ``results.parquet``, each at once or not at all.
 
         Raises
         ------
@@ -201,7 +260,9 @@ class Results:
         """
         provenance = self.provenance_json()
         # The results come last: a folder that has them is complete.
+        write_table(Path(folder, "draws.parquet"), self.draws, provenance)
         write_table(Path(folder, "comparisons.parquet"), self.comparisons, provenance)
+        write_table(Path(folder, "controls.parquet"), self.controls, provenance)
         return write_table(Path(folder, "results.parquet"), self.rows, provenance)
 
     @classmethod
@@ -220,7 +281,10 @@ class Results:
             raise StoreError(f"no results at {path}: {hint}")
         rows, provenance = read_table(file, COLUMNS)
         comparisons, _ = read_table(file.with_name("comparisons.parquet"), COMPARISON_COLUMNS)
-        return cls(rows, comparisons, provenance)
+        draws, controls = file.with_name("draws.parquet"), file.with_name("controls.parquet")
+        # Runs of earlier versions have neither.
+        known = {"controls": read_table(controls, CONTROL_COLUMNS)[0]} if controls.is_file() else {}
+        return cls(rows, comparisons, provenance, (draws,) if draws.is_file() else (), **known)
 
     @classmethod
     def concat(cls, results: Sequence["Results"]) -> "Results":
@@ -237,11 +301,13 @@ class Results:
             return results[0]
         rows = pd.concat([one.rows for one in results], ignore_index=True)
         # Two solvers on one split share their baseline.
-        again = rows.duplicated() & (rows["solver"] == BASELINE)
+        again = rows.duplicated() & rows["solver"].isin(BASELINES)
         return cls(
             rows[~again].reset_index(drop=True),
             pd.concat([one.comparisons for one in results], ignore_index=True),
             {"runs": [run for one in results for run in one.runs]},
+            [source for one in results for source in one.draw_sources],
+            pd.concat([one.controls for one in results], ignore_index=True),
         )
 
     def __repr__(self) -> str:
@@ -260,7 +326,7 @@ class Results:
 
         Arguments and errors as in `best`, but several models and stores may stay together.
         """
-        rows = self.rows[(self.rows["target"] == "all") & (self.rows["solver"] != BASELINE)]
+        rows = self.rows[(self.rows["target"] == "all") & ~self.rows["solver"].isin(BASELINES)]
         for column, value in ({"labels": labels} | filters).items():
             known = rows[column].unique()
             if value is not None:

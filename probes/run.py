@@ -1,4 +1,4 @@
-"""Probing a store: every chosen layer as a task of its own, then one table."""
+"""Probing a store: every chosen layer as a task of its own, then tables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -21,18 +22,23 @@ from numpy.typing import NDArray
 from sonde.errors import InputError, StoreError
 from sonde.store import Store, versions
 
-from .bootstrap import cluster_weights, paired_difference
-from .evaluate import Evaluation, evaluate
-from .fit import ALPHAS, Solver, ensure_solvable
-from .layers import LayerTask, ProbedLayer, layer_tasks
-from .metrics import PRIMARY, higher_is_better
+from .baseline import text_baseline
+from .bootstrap import cluster_weights
+from .class_weights import ClassWeight
+from .compare import compare_layers, draw_table
+from .control import control_task as make_control_task
+from .controls import Controls
+from .evaluate import evaluate, warn_of_missing_positives
+from .fit import ALPHAS, Library, Solver, ensure_solvable
+from .layers import LayerTask, ProbedLayer, Recipe, layer_tasks
+from .metrics import PRIMARY
 from .parts import LAYERS, Parts
 from .probe import save_probes
-from .problem import ALL, Problem
-from .results import BASELINE, Results
+from .problem import Problem
+from .results import MAJORITY, TEXT, Results
 from .ridge import alpha_array
 from .schedule import run_tasks
-from .tables import COLUMNS, COMPARISON_COLUMNS, write_atomically
+from .tables import COLUMNS, COMPARISON_COLUMNS, CONTROL_COLUMNS, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +52,18 @@ def probe(
     tokens: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     alphas: Sequence[float] | None = None,
+    class_weight: ClassWeight | None = None,
+    library: Library = "sonde",
     test_size: float = 0.25,
     n_folds: int = 5,
     n_draws: int = 1000,
     seed: int = 0,
+    permutations: int = 0,
+    control_task: str | None = None,
+    codelength: bool = False,
+    transfer: str | None = None,
+    texts: Mapping[str, str] | None = None,
+    cache: bool = True,
     device: str | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
@@ -69,15 +83,34 @@ def probe(
     labels
         Name of labels in the store.
     solver
-        ``ridge``: least squares on 0/1 targets or values; ``logistic``: sigmoid or softmax.
+        ``ridge``: least squares on 0/1 targets or values; ``logistic``: sigmoid or softmax; ``mass-mean``: along the
+        difference of class means; ``lda``: linear discriminants.
     sites, tokens, layers
         Which activations; all if left out.
     alphas
         Penalties to choose from, on standardised activations: scikit-learn's Ridge ``alpha``, logistic ``1 / C``.
+    class_weight
+        Of logistic probes: ``"balanced"``, or weights by class.
+    library
+        Whose ridge and logistic regression: ``sonde``, ``sklearn`` or ``cuml``.
     test_size
         Share of samples to test, whole groups; a ``split`` column in the store overrides it.
     n_folds, n_draws, seed
-        Folds of the cross-validation, draws of the cluster bootstrap, seed of both.
+        Folds of the cross-validation, draws of the cluster bootstrap, seed of all that is random.
+    permutations
+        Permutations of the labels whose ridge probes make the null of every layer.
+    control_task
+        Labels, or a column of the store, that say of what type each sample is: every layer is also probed for random
+        labels of the types.
+    codelength
+        Whether logistic probes also give the online codelength of the labels.
+    transfer
+        Labels, or a column of the store, that say of what variant of the question each sample is: probes trained on
+        one are also tested on all others.
+    texts
+        Prompt of each sample by id: what words alone say is scored as another baseline.
+    cache
+        Whether what no label changes is kept in the store, for the next labels; see `sonde.probes.cache`.
     device
         Torch device to compute on, such as ``cuda``; left out, numpy.
     scheduler
@@ -86,8 +119,8 @@ def probe(
         Local worker processes; left out, threads of this process. A script must ask for them under
         ``if __name__ == "__main__":``, as for all processes of Python.
     out
-        Folder for ``results.parquet``, ``comparisons.parquet``, ``scores.parquet`` and the probes; must not exist. While
-        layers are probed, those that are done are in its folder ``layers``.
+        Folder for the tables ``results``, ``comparisons``, ``controls``, ``draws`` and ``scores`` and the probes; must
+        not exist. While layers are probed, those that are done are in its folder ``layers``.
     resume
         Go on with the layers that a run to ``out`` has left, or begin it.
     on_progress
@@ -114,36 +147,35 @@ def probe(
             "finish it with `sonde extract --resume`"
         )
     problem = Problem.of(store, labels, test_size=test_size, n_folds=n_folds, seed=seed)
-    ensure_solvable(problem, solver)
+    ensure_solvable(problem, solver, library, class_weight)
+    controls = Controls(
+        permutations,
+        None if control_task is None else make_control_task(problem, _names(store, control_task), seed),
+        codelength,
+        None if transfer is None else _names(store, transfer),
+        seed,
+    )
+    controls.check(problem, solver, library)
+    warn_of_missing_positives(problem)
     penalties = ALPHAS[solver] if alphas is None else alpha_array(alphas)
+    recipe = Recipe(solver, penalties, device, library, class_weight, cache, controls)
     draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
-    common = _origin(store, problem) | {"split_hash": problem.split.hash, "seed": seed}
-    about = {
-        "store": str(store.location),
-        "labels": _digest(problem),
-        "split": problem.split.hash,
-        "solver": solver,
-        "alphas": penalties.tolist(),
-        "seed": seed,
-        "draws": n_draws,
-        "device": device,
-    }
     # The folder comes first: hours of probing must not end at one that cannot be made.
     with _folder(out, resume) as path:
         if path is not None and (path / "results.parquet").is_file():
             log.info("%s is finished", path)
             return Results.load(path)
-        parts = None if path is None else Parts(path, about, common)
+        about = _about(store, problem, recipe, n_draws, control_task, transfer)
+        parts = None if path is None else Parts(path, about, _origin(store, problem, seed))
         done = parts.begin(tasks) if parts is not None else []
         known = {(probed.spec.name, probed.probe.layer) for probed in done}
         left = [task for task in tasks if (task.spec.name, task.layer) not in known]
         if done and on_progress is not None:
             on_progress(len(done), len(tasks))
-        shared = (problem, draws, solver, penalties, device)
         for probed in run_tasks(
             LayerTask.run,
             left,
-            shared,
+            (problem, draws, recipe),
             scheduler=scheduler,
             workers=workers,
             device=device,
@@ -156,8 +188,10 @@ def probe(
                 on_progress(len(done), len(tasks))
         order = {(task.spec.name, task.layer): i for i, task in enumerate(tasks)}
         done.sort(key=lambda probed: order[probed.spec.name, probed.probe.layer])
-        _warn_of_edges(done, penalties, int((problem.split.folds >= 0).sum()))
-        results = _table(store, problem, draws, done, solver, penalties, seed)
+        if solver != "mass-mean":
+            _warn_of_edges(done, penalties, int((problem.split.folds >= 0).sum()))
+        words = None if texts is None else text_baseline([texts.get(i, "") for i in store.ids.tolist()], problem)
+        results = _results(store, problem, draws, done, recipe, seed, words)
         if path is not None and parts is not None:
             save_probes(path, [probed.probe for probed in done])
             _save_scores(path, problem, store.ids, done)
@@ -189,7 +223,7 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Iterator[Path |
         yield path
     except BaseException:
         if any(path.glob(f"{LAYERS}/*.parquet")):
-            log.warning("the layers that are done are kept in %s; --resume goes on with the others", path)
+            log.warning("the layers that are done are kept in %s: --resume goes on with the others", path)
         else:
             shutil.rmtree(path / LAYERS, ignore_errors=True)
             with suppress(OSError):
@@ -197,15 +231,45 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Iterator[Path |
         raise
 
 
-def _origin(store: Store, problem: Problem) -> dict[str, str]:
-    return {"model": str(store.schema.model.get("name")), "store": store.location.name, "labels": problem.labels}
+def _origin(store: Store, problem: Problem, seed: int) -> dict[str, Any]:
+    """Columns of the results that are the same for all layers."""
+    model = str(store.schema.model.get("name"))
+    where = {"model": model, "store": store.location.name, "labels": problem.labels}
+    return where | {"split_hash": problem.split.hash, "seed": seed}
 
 
-def _digest(problem: Problem) -> str:
-    """Digest of what is asked of which sample."""
+def _about(
+    store: Store, problem: Problem, recipe: Recipe, n_draws: int, control_task: str | None, transfer: str | None
+) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON."""
     used = (problem.split.folds >= 0) | problem.split.test
     named = json.dumps([problem.labels, problem.kind, problem.targets]).encode()
-    return hashlib.blake2b(named + problem.y[used].tobytes() + used.tobytes(), digest_size=16).hexdigest()
+    return {
+        "store": str(store.location),
+        "labels": hashlib.blake2b(named + problem.y[used].tobytes() + used.tobytes(), digest_size=16).hexdigest(),
+        "split": problem.split.hash,
+        "solver": recipe.solver,
+        "library": recipe.library,
+        "alphas": recipe.alphas.tolist(),
+        "class weights": repr(recipe.class_weight),
+        "device": recipe.device,
+        "seed": recipe.controls.seed,
+        "draws": n_draws,
+        "permutations": recipe.controls.permutations,
+        "codelength": recipe.controls.codelength,
+        "control task": control_task,
+        "transfer": transfer,
+    }
+
+
+def _names(store: Store, name: str) -> NDArray[np.str_]:
+    """What a column of the store, or classes of its labels, say of each sample."""
+    if name in store.columns:
+        return np.asarray(store.columns[name], dtype=np.str_)
+    found = store.labels(name)
+    if found.kind != "multiclass":
+        raise InputError(f"labels {name!r} are {found.kind}: types and variants are classes, one for each sample")
+    return np.asarray([found.names[value] if value >= 0 else "" for value in found.values.tolist()])
 
 
 def _warn_of_edges(done: Sequence[ProbedLayer], alphas: NDArray[np.float64], n_train: int) -> None:
@@ -229,42 +293,69 @@ def _warn_of_edges(done: Sequence[ProbedLayer], alphas: NDArray[np.float64], n_t
             )
 
 
-def _table(
+def _results(
     store: Store,
     problem: Problem,
     draws: NDArray[Any],
     done: Sequence[ProbedLayer],
-    solver: str,
-    alphas: NDArray[np.float64],
+    recipe: Recipe,
     seed: int,
+    words: NDArray[np.float64] | None,
 ) -> Results:
-    origin, primary = _origin(store, problem), PRIMARY[problem.kind]
-    common = origin | {"split_hash": problem.split.hash, "seed": seed}
+    common, primary = _origin(store, problem, seed), PRIMARY[problem.kind]
+    origin = {name: common[name] for name in ("model", "store", "labels")} | {"solver": recipe.solver}
     records = [
-        common | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer, "solver": solver} | record
+        common
+        | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer, "solver": recipe.solver}
+        | record
         for p in done
         for record in p.evaluation.records
     ]
+    probabilities = problem.kind != "regression"
     constant = np.tile(problem.prior(), (len(problem.y), 1))
-    baseline = evaluate(problem, constant, draws, probabilities=problem.kind != "regression", cross_validated=False)
-    where = {"site": "", "tokens": "", "layer": -1, "solver": BASELINE}
-    records += [common | where | record for record in baseline.records]
-    comparisons = [origin | {"solver": solver, "metric": primary} | row for row in _comparisons(done, primary)]
-    provenance = {
-        "model": origin["model"],
+    baselines = {MAJORITY: evaluate(problem, constant, draws, probabilities=probabilities, cross_validated=False)}
+    if words is not None:
+        baselines[TEXT] = evaluate(problem, words, draws, probabilities=probabilities)
+    for name, baseline in baselines.items():
+        where = {"site": "", "tokens": "", "layer": -1, "solver": name}
+        records += [common | where | record for record in baseline.records]
+    controls = [
+        origin | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer} | record
+        for p in done
+        for record in p.controls
+    ]
+    return Results(
+        pd.DataFrame.from_records(records, columns=list(COLUMNS)),
+        pd.DataFrame.from_records(
+            [origin | row for row in compare_layers(done, primary)], columns=list(COMPARISON_COLUMNS)
+        ),
+        _provenance(store, problem, recipe, seed, len(draws)),
+        [draw_table(done).assign(**origin)],
+        pd.DataFrame.from_records(controls, columns=list(CONTROL_COLUMNS)),
+    )
+
+
+def _provenance(store: Store, problem: Problem, recipe: Recipe, seed: int, n_draws: int) -> dict[str, Any]:
+    task = recipe.controls.task
+    throughput = store.throughput()
+    return {
+        "model": str(store.schema.model.get("name")),
         "weights": store.schema.model.get("weights", "pretrained"),
-        "store": origin["store"],
+        "store": store.location.name,
         "store_path": str(store.location),
         "n_layers": store.schema.model.get("n_layers"),
-        "primary": {problem.labels: primary},
+        "primary": {problem.labels: PRIMARY[problem.kind]},
         "kind": problem.kind,
-        "solver": solver,
-        "alphas": alphas.tolist(),
+        "solver": recipe.solver,
+        "library": recipe.library,
+        "alphas": recipe.alphas.tolist(),
+        "class_weight": None if recipe.class_weight is None else repr(recipe.class_weight),
         "seed": seed,
         "n_folds": problem.split.n_folds,
-        "n_draws": len(draws),
+        "n_draws": n_draws,
         "split_hash": problem.split.hash,
         "left_out": problem.left_out,
+        "control_task": None if task is None else {"coverage": task.coverage, "left_out": task.problem.left_out},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "extraction": {
@@ -273,46 +364,7 @@ def _table(
             "capture": dict(store.schema.capture),
             "versions": dict(store.schema.versions),
         },
-    }
-    throughput = store.throughput()
-    if throughput:
-        provenance["throughput"] = throughput
-    return Results(
-        pd.DataFrame.from_records(records, columns=list(COLUMNS)),
-        pd.DataFrame.from_records(comparisons, columns=list(COMPARISON_COLUMNS)),
-        provenance,
-    )
-
-
-def _comparisons(done: Sequence[ProbedLayer], metric: str) -> Iterator[dict[str, Any]]:
-    """Compare the best layer, chosen by cross-validation, with the last one on the same bootstrap draws."""
-    sign = 1 if higher_is_better(metric) else -1
-    curves: dict[str, list[ProbedLayer]] = {}
-    for probed in done:
-        curves.setdefault(probed.spec.name, []).append(probed)
-    for curve in curves.values():
-        if len(curve) < 2:
-            continue
-        best = max(curve, key=lambda probed: sign * _value(probed.evaluation, metric, "cv"))
-        top = curve[-1]
-        values = _value(best.evaluation, metric, "test"), _value(top.evaluation, metric, "test")
-        difference = paired_difference(*values, best.evaluation.draws, top.evaluation.draws)
-        yield {
-            "site": top.spec.site,
-            "tokens": top.spec.tokens,
-            "best_layer": best.probe.layer,
-            "top_layer": top.probe.layer,
-            "best": values[0],
-            "top": values[1],
-            "difference": float(difference.value),
-            "low": float(difference.low),
-            "high": float(difference.high),
-        }
-
-
-def _value(evaluation: Evaluation, metric: str, split: str) -> float:
-    wanted = (metric, ALL, split)
-    return next(float(r["value"]) for r in evaluation.records if (r["metric"], r["target"], r["split"]) == wanted)
+    } | ({"throughput": throughput} if throughput else {})
 
 
 def _save_scores(folder: Path, problem: Problem, ids: NDArray[np.str_], done: Sequence[ProbedLayer]) -> None:

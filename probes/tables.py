@@ -1,4 +1,4 @@
-"""The two tables of a probing run as Parquet files with their provenance."""
+"""The tables of a probing run as Parquet files with their provenance."""
 
 import json
 import os
@@ -36,7 +36,7 @@ COLUMNS: Mapping[str, str] = {
 }
 """Columns of the table of results: one row per model, store, site, tokens, layer, labels, target, solver, metric and
 split (``cv`` or ``test``). ``target`` "all" is the mean over targets, or the whole of a multiclass probe; ``solver``
-"majority" is the baseline, with layer -1; ``n_positive`` is -1 where it means nothing."""
+"majority" and "text" are baselines, with layer -1; ``n_positive`` is -1 where it means nothing."""
 
 COMPARISON_COLUMNS: Mapping[str, str] = {
     "model": "str",
@@ -47,20 +47,63 @@ COMPARISON_COLUMNS: Mapping[str, str] = {
     "tokens": "str",
     "metric": "str",
     "best_layer": "int64",
-    "top_layer": "int64",
+    "other_layer": "int64",
     "best": "float64",
-    "top": "float64",
+    "other": "float64",
     "difference": "float64",
     "low": "float64",
     "high": "float64",
+    "p": "float64",
 }
-"""Columns of the comparisons: score(best layer) − score(top layer) on the test rows with its paired bootstrap interval;
-the best layer is chosen by cross-validation."""
+"""Columns of the comparisons: score(best layer) − score(other layer) on the test rows, with interval and p-value as of
+`paired_difference`, for every metric and every other layer of a curve. The best layer is so by the cross-validated
+primary metric."""
+
+DRAW_COLUMNS: Mapping[str, str] = {
+    "model": "category",
+    "store": "category",
+    "labels": "category",
+    "solver": "category",
+    "site": "category",
+    "tokens": "category",
+    "layer": "int64",
+    "metric": "category",
+    "draw": "int32",
+    "value": "float32",
+}
+"""Columns of the bootstrap draws: the value of a metric over all targets of a layer under each draw of the test rows;
+the draws of all layers are of the same rows."""
+
+CONTROL_COLUMNS: Mapping[str, str] = {
+    "model": "str",
+    "store": "str",
+    "labels": "str",
+    "solver": "str",
+    "site": "str",
+    "tokens": "str",
+    "layer": "int64",
+    "control": "str",
+    "metric": "str",
+    "trained_on": "str",
+    "tested_on": "str",
+    "value": "float64",
+    "low": "float64",
+    "high": "float64",
+    "p": "float64",
+}
+"""Columns of what is measured beside the probes of a layer, over all targets and on the test rows.
+
+``control`` is ``permutation`` (mean of the null, its central 95 %, and the p-value of the layer), ``control task`` and
+``selectivity``, ``online code`` (by ``metric``: bits, uniform bits, prior bits, compression), ``v-information`` (bits per
+row) or ``transfer``, from the variant ``trained_on`` to the variant ``tested_on``."""
 
 CURVE = ("model", "store", "labels", "solver", "site", "tokens")
 """The columns that tell one layer curve from another."""
 
 _METADATA_KEY = b"sonde"
+# Comparisons were once of the best layer with the top layer alone, and without p-values.
+_OLDER_NAMES = {"top_layer": "other_layer", "top": "other"}
+_OLDER_LACK = "p"
 
 
 def tidy(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -68,7 +111,8 @@ def tidy(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(f"the table lacks the column(s) {', '.join(missing)}: see sonde.probes.tables")
-    empty = [name for name, dtype in columns.items() if dtype != "float64" and frame[name].isna().any()]
+    whole = [name for name, dtype in columns.items() if not dtype.startswith("float")]
+    empty = [name for name in whole if frame[name].isna().any()]
     if empty:
         raise InputError(f"the column(s) {', '.join(empty)} of the table have missing values: fill them")
     try:
@@ -96,7 +140,10 @@ def read_table(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame, di
     try:
         table = pq.read_table(path)
         provenance = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        return tidy(table.to_pandas(), columns), provenance
+        frame = table.to_pandas().rename(columns=_OLDER_NAMES)
+        if _OLDER_LACK not in frame:
+            frame[_OLDER_LACK] = float("nan")
+        return tidy(frame, columns), provenance
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read as Parquet ({error}): run `sonde probe` again") from error
     except (KeyError, ValueError) as error:

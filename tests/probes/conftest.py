@@ -158,14 +158,19 @@ def ask_sklearn() -> Callable[..., Answer]:
 
 @pytest.fixture(scope="session")
 def score_with_sklearn() -> Callable[..., dict[str, Floats]]:
-    """Computes every metric of a kind of labels by scikit-learn: ``{name: [target]}``, NaN where it has none."""
+    """Computes every metric of a kind of labels by others, most by scikit-learn: ``{name: [target]}``, NaN for none."""
     return _score_with_sklearn
 
 
 def _score_with_sklearn(kind: str, y: Floats, scores: Floats, *, probabilities: bool = True) -> dict[str, Floats]:
     if kind == "regression":
-        return {"r2": np.array([sk.r2_score(y, scores)])}
+        found = {"r2": sk.r2_score(y, scores), "mean_squared_error": sk.mean_squared_error(y, scores)}
+        varies = np.ptp(y) > 0 and np.ptp(scores) > 0
+        found["pearson_r"] = np.corrcoef(y[:, 0], scores[:, 0])[0, 1] if varies else np.nan
+        return {name: np.array([value]) for name, value in found.items()}
     if kind == "multiclass":
+        both = np.flatnonzero(np.ptp(y, axis=0) > 0)
+        one_against_rest = [sk.roc_auc_score(y[:, c], scores[:, c]) for c in both]
         y = y.argmax(axis=1)
         answer = scores.argmax(axis=1)
         with warnings.catch_warnings(action="ignore", category=UserWarning):
@@ -173,9 +178,13 @@ def _score_with_sklearn(kind: str, y: Floats, scores: Floats, *, probabilities: 
                 "accuracy": sk.accuracy_score(y, answer),
                 "balanced_accuracy": sk.balanced_accuracy_score(y, answer),
                 "macro_f1": sk.f1_score(y, answer, average="macro"),
+                "macro_auroc": np.mean(one_against_rest) if both.size else np.nan,
             }
         if probabilities:
-            found["log_loss"] = sk.log_loss(y, scores, labels=range(scores.shape[1]))
+            classes = range(scores.shape[1])
+            found["log_loss"] = sk.log_loss(y, scores, labels=classes)
+            found["brier"] = sk.brier_score_loss(y, scores, labels=classes, scale_by_half=False)
+            found["ece"] = _calibration_error(y == answer, scores.max(axis=1))
         return {name: np.array([value]) for name, value in found.items()}
     columns = [_score_target(y[:, t], scores[:, t], probabilities) for t in range(y.shape[1])]
     return {name: np.array([column[name] for column in columns]) for name in columns[0]}
@@ -191,7 +200,19 @@ def _score_target(y: Floats, scores: Floats, probabilities: bool) -> dict[str, f
         "auroc": sk.roc_auc_score(y, scores) if both else nan,
         "f1": sk.f1_score(y, answer, zero_division=0.0) if y.any() else nan,
     }
-    return found | ({"log_loss": sk.log_loss(y, scores, labels=[0, 1])} if probabilities else {})
+    if probabilities:
+        found["log_loss"] = sk.log_loss(y, scores, labels=[0, 1])
+        found["brier"] = sk.brier_score_loss(y, scores, pos_label=1)
+        found["ece"] = _calibration_error(y, scores)
+    return found
+
+
+def _calibration_error(y: Floats, chance: Floats) -> float:
+    """Sum the gaps of 15 bins, row by row."""
+    gaps = [0.0] * 15
+    for truth, p in zip(y, chance, strict=True):
+        gaps[max(i for i in range(15) if i == 0 or p > np.linspace(0, 1, 16)[i])] += float(truth - p)
+    return sum(map(abs, gaps)) / len(y)
 
 
 def _ask_sklearn(x: Floats, y: Floats, split: Any, kind: str, solver: str, alphas: Sequence[float]) -> Answer:

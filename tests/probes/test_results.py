@@ -48,7 +48,8 @@ def curve_rows(cv: list[float], test: list[float], **changes: Any) -> pd.DataFra
 
 
 def comparison(**changes: Any) -> pd.DataFrame:
-    numbers = {"best_layer": 1, "top_layer": 3, "best": 0.7, "top": 0.65, "difference": 0.05, "low": 0.01, "high": 0.08}
+    numbers = {"best_layer": 1, "other_layer": 3, "best": 0.7, "other": 0.65, "difference": 0.05}
+    numbers |= {"low": 0.01, "high": 0.08, "p": 0.02}
     return pd.DataFrame([CURVE | numbers | changes])
 
 
@@ -145,7 +146,11 @@ def test_results_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
         assert loaded.provenance == saved.provenance
     assert json.loads(pq.read_schema(path).metadata[b"sonde"])["note"] == "entraîné – 訓練"
     assert {name: str(dtype).replace("object", "str") for name, dtype in loaded.rows.dtypes.items()} == dict(COLUMNS)
-    assert sorted(file.name for file in path.parent.iterdir()) == ["comparisons.parquet", "results.parquet"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "comparisons.parquet",
+        "draws.parquet",
+        "results.parquet",
+    ]
 
 
 def test_results_without_a_comparison_come_back_too(tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ class Run:
         return self.saved(layer, array)["score"].to_numpy().reshape(-1, len(self.problem.targets))
 
     def rows(self, layer: int, split: str) -> pd.DataFrame:
-        """Rows of the results of one layer, by metric and target."""
+        """Rows of the results of one layer, by metric and target, without those of calibrated probabilities."""
         rows = self.results.rows
         site = "resid_post" if layer >= 0 else ""
         rows = rows[(rows["layer"] == layer) & (rows["site"] == site) & (rows["split"] == split)]
-        return rows.set_index(["metric", "target"])
+        return rows[~rows["metric"].str.startswith("calibrated_")].set_index(["metric", "target"])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,8 @@ def ask(example: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 def with_mean(values: dict[str, np.ndarray[Any, Any]], targets: list[str]) -> dict[tuple[str, str], float]:
     """Values by (metric, target), with the mean over targets that have one as "all"."""
-    flat = {(name, "all"): float(np.nanmean(column)) for name, column in values.items()}
+    known = {name: column[~np.isnan(column)] for name, column in values.items()}
+    flat = {(name, "all"): float(column.mean()) if column.size else np.nan for name, column in known.items()}
     if len(targets) > 1 and all(len(column) == len(targets) for column in values.values()):
         flat |= {(name, t): float(v) for name, column in values.items() for t, v in zip(targets, column, strict=True)}
     return flat
@@ -142,7 +143,7 @@ def test_the_baseline_is_the_constant_answer_of_the_training_rows(
         constant = np.column_stack([dummy.predict_proba(x[split.test])[:, 1] for dummy in dummies])
     expected = with_mean(score_with_sklearn(kind, y[split.test], constant), TARGETS[labels])
     baseline = run.rows(-1, "test")
-    assert baseline["value"].to_dict() == pytest.approx(expected, abs=1e-9)
+    assert baseline["value"].to_dict() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert set(baseline["solver"]) == {"majority"}
     assert len(run.rows(-1, "cv")) == 0
 
@@ -224,8 +225,12 @@ def test_the_best_layer_is_chosen_by_cross_validation_and_compared_on_paired_dra
     accuracy = results.rows[(results.rows["metric"] == "accuracy") & (results.rows["solver"] == "ridge")]
     by_split = {split: rows.set_index("layer")["value"] for split, rows in accuracy.groupby("split")}
     assert (by_split["cv"].idxmax(), by_split["test"].idxmax()) == (4, 6)
-    [row] = results.comparisons.to_dict("records")
-    assert (row["best_layer"], row["top_layer"], row["metric"], row["solver"]) == (4, 8, "accuracy", "ridge")
+    comparisons = results.comparisons
+    assert set(comparisons["metric"]) == set(results.rows["metric"]) - {"log_loss", "brier", "ece"}
+    assert set(comparisons["best_layer"]) == {4}
+    for _, rows in comparisons.groupby("metric"):
+        assert rows["other_layer"].tolist() == [6, 8]
+    [row] = comparisons[(comparisons["metric"] == "accuracy") & (comparisons["other_layer"] == 8)].to_dict("records")
     scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     correct = {layer: ((rows["score"] > 0.5) == rows["truth"]).to_numpy() for layer, rows in scores.groupby("layer")}
     test = misleading.columns["split"] == "test"
@@ -235,14 +240,42 @@ def test_the_best_layer_is_chosen_by_cross_validation_and_compared_on_paired_dra
         rows = np.repeat(np.arange(int(test.sum())), draw)
         differences.append(correct[4][rows].mean() - correct[8][rows].mean())
     assert row["difference"] == pytest.approx(correct[4].mean() - correct[8].mean())
-    assert (row["best"], row["top"]) == pytest.approx((correct[4].mean(), correct[8].mean()))
+    assert (row["best"], row["other"]) == pytest.approx((correct[4].mean(), correct[8].mean()))
     assert [row["low"], row["high"]] == pytest.approx(np.quantile(differences, [0.025, 0.975]))
     assert results.best()["layer"] == 4
+    summary = results.summary().iloc[0]
+    assert (summary["low"], summary["high"]) == (row["low"], row["high"])
+    for found in (results, Results.load(tmp_path / "out")):
+        difference = found.difference(8, 4)
+        assert (difference.low, difference.high, difference.p) == pytest.approx((-row["high"], -row["low"], row["p"]))
 
 
 def test_a_curve_of_one_layer_has_no_comparison(example: Any, ask: Any) -> None:
-    assert ask("size", "ridge").results.comparisons["site"].tolist() == ["resid_post"]
+    assert set(ask("size", "ridge").results.comparisons["site"]) == {"resid_post"}
     assert len(probe(example.store, "size", layers=[2], n_draws=2).comparisons) == 0
+
+
+def test_targets_without_a_positive_test_row_are_told_once_and_have_no_precision(
+    make_store: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    n = 80
+    split = ["test" if i % 4 == 0 else "train" for i in range(n)]
+    x = np.random.default_rng(0).normal(size=(3, n, 4)).astype(np.float32)
+    groups = [f"g{i}" for i in range(n)]
+    store = make_store(tmp_path / "run.zarr", {"resid_post/last": x}, {"resid_post": (0, 1, 2)}, groups, split=split)
+    seen = {"cat": range(0, n, 3), "owl": range(1, n, 4), "dog": range(2, n, 4)}
+    column = [[name for name, rows in seen.items() if i in rows] for i in range(n)]
+    store.write_labels(Labels.from_column("animals", column))
+    with caplog.at_level(logging.WARNING, logger="sonde.probes.evaluate"):
+        results = probe(store, "animals", n_draws=4)
+    [told] = [record.getMessage() for record in caplog.records if record.name == "sonde.probes.evaluate"]
+    assert told == (
+        "labels 'animals': 2 of 3 targets have no positive test row, and so no F1, average precision or AUROC; "
+        "means leave them out: dog, owl"
+    )
+    rows = results.rows[(results.rows["metric"] == "average_precision") & (results.rows["split"] == "test")]
+    for target, group in rows.groupby("target"):
+        assert group["value"].isna().all() == (target in ("dog", "owl"))
 
 
 def test_progress_is_told_layer_by_layer(example: Any) -> None:

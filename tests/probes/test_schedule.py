@@ -38,9 +38,11 @@ def assert_same(found: Results, folder: Path, reference: tuple[Results, Path]) -
     pd.testing.assert_frame_equal(found.comparisons, reference[0].comparisons)
     scores = [pd.read_parquet(path / "scores.parquet") for path in (folder, reference[1])]
     pd.testing.assert_frame_equal(*scores)
-    names = ("comparisons.parquet", "probes.json", "probes.safetensors", "results.parquet", "scores.parquet")
-    assert sorted(file.name for file in folder.iterdir()) == list(names)
-    for name in names[1:3]:
+    pd.testing.assert_frame_equal(found.draws, reference[0].draws)
+    probes = ["probes.json", "probes.safetensors"]
+    tables = [f"{name}.parquet" for name in ("comparisons", "draws", "results", "scores")]
+    assert sorted(file.name for file in folder.iterdir()) == sorted(probes + tables)
+    for name in probes:
         assert (folder / name).read_bytes() == (reference[1] / name).read_bytes()
 
 

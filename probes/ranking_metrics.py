@@ -1,0 +1,91 @@
+"""Metrics of the order of scores: average precision and AUROC, from one sort of each target."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from .sums import Array, Floats, blocks, exact_dtype, macro, one_hot, ratio
+
+
+def ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats]:
+    """Judge how well the scores of each target put its positives before its negatives.
+
+    ``average_precision`` = Σ_k (R_k − R_{k−1}) P_k over the distinct scores, and ``auroc`` = P(score of a positive >
+    score of a negative) + ½ P(equal). Both need sums at the scores of positives alone: w_k, the weight of the positives
+    of the k-th highest of these scores, and their running sum TP_k with that of the negatives at or above, FP_k:
+
+        AP = Σ_k w_k TP_k / (TP_k + FP_k) / positives
+        1 − AUROC = Σ_k w_k (FP_k − ½ the negatives that equal it) / (positives · negatives)
+
+    Parameters
+    ----------
+    y : array [N, T], bool
+        Truth.
+    scores : array [N, T], float
+    weights : array [B, N]
+        Non-negative row weights of each draw.
+
+    Returns
+    -------
+    dict of arrays [B, T], float64
+        NaN where the positives, or of AUROC the negatives, have no weight.
+    """
+    precision, lost = np.full((2, len(weights), y.shape[1]), np.nan)
+    for draws, block in blocks(weights, exact_dtype(weights)):
+        for t in np.flatnonzero(y.any(axis=0)):
+            precision[draws, t], lost[draws, t] = _rank(y[:, t], scores[:, t], block)
+    return {"average_precision": precision, "auroc": 1 - lost}
+
+
+def class_ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats]:
+    """Compute ``macro_auroc``, the mean AUROC of each class against the rest.
+
+    Parameters
+    ----------
+    y : array [N], integer
+        Class codes 0..C-1.
+    scores : array [N, C], float
+    weights : array [B, N]
+        Non-negative row weights of each draw.
+
+    Returns
+    -------
+    dict of one array [B, 1], float64
+        Classes of no weight, or of all, do not count.
+    """
+    one_against_rest = ranking_metrics(one_hot(y, scores.shape[1]), scores, weights)["auroc"]
+    return {"macro_auroc": macro(one_against_rest)[:, None]}
+
+
+def _rank(y: Array, scores: Array, weights: Array) -> tuple[Floats, Floats]:
+    """Return AP and 1 − AUROC, [B] each, of one target [N] under weights [N, B]."""
+    positive, negative = np.flatnonzero(y), np.flatnonzero(~y)
+    descending, level = np.unique(-scores[positive], return_inverse=True)
+    above = np.searchsorted(descending, -scores[negative])
+    equal = np.append(descending, np.nan)[above] == -scores[negative]
+    gained = _sums_by_group(weights, positive, level, len(descending))
+    found = _accumulate(gained.copy())
+    passed = _accumulate(_sums_by_group(weights, negative, above, len(descending) + 1))
+    positives, negatives = found[-1].astype(np.float64), passed[-1]
+    passed = passed[:-1]
+    seen = found + passed
+    precision = np.divide(found, seen, out=np.zeros(seen.shape), where=seen > 0, dtype=np.float64)
+    ties = np.einsum("nb,nb->b", weights[negative[equal]], gained[above[equal]], dtype=np.float64)
+    worse = np.einsum("kb,kb->b", gained, passed, dtype=np.float64) - ties / 2
+    return ratio(np.einsum("kb,kb->b", gained, precision), positives), ratio(worse, positives * negatives)
+
+
+def _sums_by_group(weights: Array, rows: Array, groups: Array, n_groups: int) -> Array:
+    """Add up the weights [N, B] of the rows of each group: [n_groups, B]."""
+    from scipy.sparse import csr_array
+
+    ones = np.ones(len(rows), weights.dtype)
+    # A sparse product adds whole rows of draws in the order of memory; sorting the weights was measured 7 times slower.
+    return np.asarray(csr_array((ones, (groups, rows)), shape=(n_groups, len(weights))) @ weights)
+
+
+def _accumulate(x: Array) -> Array:
+    """Replace the rows of x by their running sums; `numpy.cumsum` goes down the columns and misses the cache."""
+    for before, row in pairwise(x):
+        row += before
+    return x
