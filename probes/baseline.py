@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sonde.errors import InputError
 
-from .metrics import METRICS
+from .metrics import score_probabilities
 from .problem import Problem
 from .ridge import alpha_array, best_alpha
 
@@ -98,4 +98,4 @@ def _predict(x: Any, y: NDArray[np.float64], x_held_out: Any, alpha: float, prob
 def _loss(problem: Problem, scores: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
     if problem.kind == "regression":
         return np.asarray(((problem.y[rows] - scores[rows]) ** 2).mean(axis=0))
-    return METRICS[problem.kind]["log_loss"].compute(problem.truth(rows), scores[rows])
+    return score_probabilities(problem.kind, problem.truth(rows), scores[rows])["log_loss"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .bootstrap import Difference, paired_difference
-from .metrics import METRICS
+from .metrics import score_probabilities
 from .problem import Problem
 
 
@@ -63,12 +63,12 @@ def v_information(
     """
     if problem.kind == "regression":
         raise InputError(f"labels {problem.labels!r} are numbers: information in bits needs classes; use r2")
-    log_loss = METRICS[problem.kind]["log_loss"].compute
     test = problem.split.test
     truth = problem.truth(test)
 
     def entropy(p: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return _with_sum(log_loss(truth, p)), _with_sum(log_loss(truth, p, draws))
+        at_once, drawn = (score_probabilities(problem.kind, truth, p, weights)["log_loss"] for weights in (None, draws))
+        return _with_sum(at_once), _with_sum(drawn)
 
     answer = np.tile(problem.prior(), (int(test.sum()), 1)) if given is None else given[test]
     (before, before_draws), (after, after_draws) = entropy(answer), entropy(probabilities[test])

@@ -130,8 +130,20 @@ class LayerTask:
                 alpha=fit.alpha,
                 converged=fit.converged,
             )
-            asked = {"solver": solver, "alphas": alphas, "device": device, "known": known}
-            controls = list(measure(recipe.controls, rows, problem, fit, evaluation, draws, **asked))
+            controls = list(
+                measure(
+                    recipe.controls,
+                    rows,
+                    problem,
+                    fit,
+                    evaluation,
+                    draws,
+                    solver=solver,
+                    alphas=alphas,
+                    device=device,
+                    known=known,
+                )
+            )
         except InputError as error:
             raise InputError(f"layer {self.layer} of {spec.name}: {error}") from error
         probe = Probe(

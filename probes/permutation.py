@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch
-from .metrics import METRICS, PRIMARY, Metric, higher_is_better, macro
+from .metrics import PRIMARY, higher_is_better, score
 from .problem import Problem
 from .ridge import Eigenbasis, to_dtype
 from .rows import Rows, used_chunks
 from .score import score_rows
+from .sums import macro
 
 _BLOCK_ELEMENTS = 2**26
 """Permuted labels held at a time: 512 MiB."""
@@ -97,7 +98,7 @@ def permutation_null(
     InputError
         If there is no such metric, or it needs probabilities, or an activation in use gives no finite score.
     """
-    chosen = _metric(problem, metric)
+    metric = metric or PRIMARY[problem.kind]
     alpha = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (problem.y.shape[1],))
     test, training = problem.split.test, problem.split.folds >= 0
     device = str(Backend.of(basis.vectors).device) if is_torch(basis.vectors) else None
@@ -107,10 +108,13 @@ def permutation_null(
         y = np.concatenate([one.y for one in some], axis=1)
         weights, bias = _ridge(rows, y, training, basis, np.tile(alpha, len(some)), device)
         scores = score_rows(rows, np.where(test, 0, -1), weights[None, ...], bias[None, ...], device)[test]
-        null += [
-            float(macro(chosen.compute(one.truth(test), score)))
-            for one, score in zip(some, np.split(scores, len(some), axis=1), strict=True)
-        ]
+        for one, its_scores in zip(some, np.split(scores, len(some), axis=1), strict=True):
+            values = score(problem.kind, one.truth(test), its_scores)
+            if metric not in values:
+                raise InputError(
+                    f"metric {metric!r} cannot judge a ridge probe of {problem.kind} labels: use {', '.join(values)}"
+                )
+            null.append(float(macro(values[metric])))
     return np.asarray(null)
 
 
@@ -143,14 +147,6 @@ def _exchangeable(groups: NDArray[np.str_], rows: NDArray[np.intp]) -> Iterator[
             alone.append(block[0])
     if alone:
         yield np.concatenate(alone)[:, None]
-
-
-def _metric(problem: Problem, name: str | None) -> Metric:
-    name = name or PRIMARY[problem.kind]
-    known = {name: metric for name, metric in METRICS[problem.kind].items() if not metric.probabilities}
-    if name not in known:
-        raise InputError(f"metric {name!r} cannot judge a ridge probe of {problem.kind} labels: use {', '.join(known)}")
-    return known[name]
 
 
 def _ridge(

@@ -194,7 +194,8 @@ class Results:
 
         Columns: those of `CURVE`, ``metric`` (the primary one unless given), ``cv_value``, ``best_layer``, ``best``,
         ``best_low``, ``best_high``, the same for ``top``, then ``difference``, ``low``, ``high`` (NaN without a
-        comparison), ``baseline`` and ``text_baseline``, all on the test rows. Curves without cross-validation are left out.
+        comparison), ``baseline`` and ``text_baseline``, all on the test rows. Curves without cross-validation are left
+        out.
         """
         wanted = self.rows["labels"].map({name: metric or self.primary(name) for name in self.rows["labels"].unique()})
         rows = self.rows[(self.rows["target"] == "all") & (self.rows["metric"] == wanted)]

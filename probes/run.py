@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -150,7 +149,7 @@ def probe(
     ensure_solvable(problem, solver, library, class_weight)
     controls = Controls(
         permutations,
-        None if control_task is None else make_control_task(problem, _names(store, control_task), seed),
+        None if control_task is None else make_control_task(problem, _names(store, control_task).tolist(), seed),
         codelength,
         None if transfer is None else _names(store, transfer),
         seed,

@@ -12,9 +12,10 @@ from sonde.errors import InputError
 
 from .bootstrap import interval
 from .fit import HeldRows, Solver, fit_layer
-from .metrics import METRICS, PRIMARY, macro
+from .metrics import PRIMARY, score
 from .problem import Problem
 from .rows import Rows
+from .sums import macro
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +88,7 @@ def transfer(
     kept = _common_targets(problem, variants, names)
     left_out = tuple(np.array(problem.targets)[~kept].tolist())
     problem = replace(problem, y=problem.y[:, kept], targets=tuple(np.array(problem.targets)[kept].tolist()))
-    metric = METRICS[problem.kind][PRIMARY[problem.kind]]
+    metric = PRIMARY[problem.kind]
     value = np.empty((len(names), len(names)))
     drawn = np.empty((len(draws), len(names), len(names)))
     rows = HeldRows(rows)
@@ -97,10 +98,10 @@ def transfer(
         for j, tested in enumerate(names):
             here = test & (variants == tested)
             answer = problem.truth(here), scores[here]
-            value[i, j] = macro(metric.compute(*answer))
-            drawn[:, i, j] = macro(metric.compute(*answer, draws[:, here[test]]))
+            value[i, j] = macro(score(problem.kind, *answer)[metric])
+            drawn[:, i, j] = macro(score(problem.kind, *answer, draws[:, here[test]])[metric])
     low, high = interval(drawn)
-    return Transfer(tuple(names), metric.name, value, low, high, drawn, left_out)
+    return Transfer(tuple(names), metric, value, low, high, drawn, left_out)
 
 
 def _common_targets(problem: Problem, variants: NDArray[np.str_], names: list[str]) -> NDArray[np.bool_]:

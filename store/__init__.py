@@ -11,6 +11,7 @@ from .metadata import ensure_vacant
 from .pooling import MODALITIES, POOLINGS
 from .ranges import Range, plan_range_size, plan_ranges
 from .schema import ALL, ALL_IMAGE, ALL_TEXT, DTYPES, RAGGED, ArraySpec, Part, Schema, versions
+from .statistics import Statistics
 from .store import Store
 from .token_buffer import TokenBuffer
 from .token_layer import TokenLayer, TokenRange
@@ -38,6 +39,7 @@ __all__ = [
     "Range",
     "RangeWriter",
     "Schema",
+    "Statistics",
     "Store",
     "TokenBuffer",
     "TokenLayer",

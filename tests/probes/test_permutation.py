@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sonde.errors import InputError
 from sonde.probes import ArrayRows, Problem, Split, accumulate, fit_layer, permutation, ridge_cv
-from sonde.probes.metrics import METRICS, PRIMARY
+from sonde.probes.metrics import PRIMARY, score
 from sonde.probes.permutation import p_value, permutation_null, permuted
 from sonde.probes.ridge import eigenbases
 
@@ -130,7 +130,7 @@ def test_labels_that_the_activations_know_have_the_least_p_value(labels: str, ex
     alpha = ridge_cv(stats, ALPHAS, per_target=problem.per_target).alpha
     null = permutation_null(rows, problem, eigenbases(stats)[-1], alpha, n=19)
     scores, test, primary = fit_layer(rows, problem, "ridge", ALPHAS).scores, problem.split.test, PRIMARY[problem.kind]
-    value = METRICS[problem.kind][primary].compute(problem.truth(test), scores[test]).mean()
+    value = score(problem.kind, problem.truth(test), scores[test])[primary].mean()
     assert p_value(float(value), null, primary) == 1 / 20
 
 
