@@ -22,13 +22,13 @@ Floats = np.ndarray[Any, Any]
 
 
 def tell(truth: Floats) -> np.ndarray[Any, Any]:
-    """Write a sentence for every sample that often names what is in it."""
+    """Write a sentence for every sample that often names what is in it; no two are the same."""
     rng = np.random.default_rng(0)
     names = [["ball!", "cup?", "hat"][: truth.shape[1]] for _ in truth]
     texts = []
-    for row, name in zip(truth > 0, names, strict=True):
+    for number, (row, name) in enumerate(zip(truth > 0, names, strict=True)):
         said = [word for word, there in zip(name, row, strict=True) if there == (rng.random() < 0.85)]
-        texts.append(" ".join(rng.permutation([*rng.choice(FILLER, 5), *said])))
+        texts.append(" ".join(rng.permutation([*rng.choice(FILLER, 5), *said, str(number)])))
     return np.array(texts, dtype=object)
 
 
@@ -47,7 +47,7 @@ def reference(texts: Floats, problem: Problem) -> Floats:
                     TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", sublinear_tf=True),
                     TfidfVectorizer(ngram_range=(2, 5), analyzer="char_wb", sublinear_tf=True),
                 ),
-                Ridge(alpha) if numbers else LogisticRegression(C=1 / alpha, max_iter=1000),
+                Ridge(alpha) if numbers else LogisticRegression(C=1 / alpha, solver="newton-cg", tol=1e-8),
             )
             method = "predict" if numbers else "predict_proba"
             held_out = cross_val_predict(model, texts[training], y[training], cv=folds, method=method)
@@ -69,6 +69,26 @@ def test_scores_are_those_of_scikit_learn_pipelines_on_the_same_folds(labels: st
     scores = text_baseline(texts.tolist(), problem, alphas=ALPHAS)
     np.testing.assert_allclose(scores, reference(texts, problem), atol=1e-3)
     assert np.isnan(scores[~example.used]).all()
+
+
+@pytest.mark.parametrize("labels", ["entailment", "colour", "objects", "size"])
+def test_a_text_counts_as_often_as_it_is_there(labels: str, example: Any) -> None:
+    problem = Problem.of(example.store, labels)
+    texts = np.random.default_rng(2).choice(tell(example.truth[labels])[:12], len(problem.y))
+    training, test = problem.split.folds >= 0, problem.split.test
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", sublinear_tf=True)
+    characters = TfidfVectorizer(ngram_range=(2, 5), analyzer="char_wb", sublinear_tf=True)
+    features = make_union(words, characters).fit(np.unique(texts[training]))
+    x, x_test = features.transform(texts[training]), features.transform(texts[test])
+    scores = text_baseline(texts, problem, alphas=[1.0])[test]
+    for t in range(1 if problem.kind == "multiclass" else len(problem.targets)):
+        y = problem.truth(training).reshape(training.sum(), -1)[:, t]
+        if problem.kind == "regression":
+            expected = Ridge(1.0).fit(x, y).predict(x_test)[:, None]
+        else:
+            expected = LogisticRegression(solver="newton-cg", tol=1e-8).fit(x, y).predict_proba(x_test)
+        columns = slice(None) if problem.kind == "multiclass" else slice(t, t + 1)
+        np.testing.assert_allclose(scores[:, columns], expected[:, -scores[:, columns].shape[1] :], atol=1e-3)
 
 
 def test_words_that_tell_the_answer_score_and_others_do_not(example: Any) -> None:
