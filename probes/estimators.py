@@ -173,7 +173,7 @@ class _LinearClassifier(ClassifierMixin, _LinearProbe):
             self.classes_ = np.arange(y.shape[1])
             return x, y, "multilabel", weight
         y = column_or_1d(y, warn=True)
-        self.classes_ = np.unique(y if weight is None else y[weight > 0])
+        self.classes_ = np.unique(y[_used(len(y), weight)])
         if self.classes_.size < 2:
             raise InputError(f"y has one class only, {self.classes_.tolist()}: a probe needs two or more")
         kind: Kind = "multilabel" if self.classes_.size == 2 else "multinomial"
@@ -354,10 +354,9 @@ class MeanDifferenceProbe(_LinearClassifier):
             If data cannot be used.
         """
         X, labels, kind, weight = self._validated(X, y, sample_weight)
-        used = np.ones(len(X), dtype=bool) if weight is None else weight > 0
-        moments = accumulate(
-            self._rows(X), label_array(labels, used, kind), np.where(used, 0, -1), sample_weight=weight
-        ).total()
+        used = _used(len(X), weight)
+        one_hot = label_array(labels, used, kind)
+        moments = accumulate(self._rows(X), one_hot, np.where(used, 0, -1), sample_weight=weight).total()
         share, sxy, mean_x = (to_numpy(a) for a in (moments.mean_y, moments.sxy, moments.mean_x))
         constant = np.flatnonzero((share <= 0) | (share >= 1))
         if constant.size:
@@ -376,9 +375,14 @@ class MeanDifferenceProbe(_LinearClassifier):
 
 def _weights(sample_weight: Any, n_rows: int) -> NDArray[np.float64] | None:
     weight = weight_array(sample_weight, np.ones(n_rows, dtype=bool))
-    if weight is not None and not weight.any():
+    if not _used(n_rows, weight).any():
         raise InputError("the weight of every row is zero: leave sample_weight out, or give some row a positive one")
     return weight
+
+
+def _used(n_rows: int, weight: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+    """Rows of no weight are as good as absent, also from folds and classes."""
+    return np.ones(n_rows, dtype=bool) if weight is None else weight > 0
 
 
 def _search(
@@ -387,7 +391,7 @@ def _search(
     """Return penalties to choose from and the fold of every row; one penalty and one fold if there is no choice."""
     check_consistent_length(y, groups)
     alphas = alpha_array(alphas)
-    used = np.ones(len(y), dtype=bool) if weight is None else weight > 0
+    used = _used(len(y), weight)
     if alphas.size > 1:
         folds = _folds(cv, y, None if groups is None else np.asarray(groups), used, stratify=stratify)
         if folds.max() > 0:
@@ -422,7 +426,7 @@ def _folds(
             if len(train) + len(test) < len(y) or (folds[test] >= 0).any():
                 raise InputError(f"part {fold} of cv leaves rows out, or tests some again: give parts of all rows")
             folds[test] = fold
-        if (folds < 0).any():
+        if folds.min() < 0:
             raise InputError(f"cv never tests row {folds.argmin()}: give parts of all rows")
         folds[~used] = -1
     folds[used] = np.unique(folds[used], return_inverse=True)[1]

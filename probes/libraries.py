@@ -231,7 +231,7 @@ def _cross_validate(
     """Fit without each fold at every α, choose by the losses of the folds, and fit on all.
 
     ``solve`` takes standardised rows, their targets [n, T] and α [P]; ``loss`` takes targets and scores [n, T] and
-    gives sums [P]; ``choose`` takes mean losses [A, P] and gives α [P].
+    gives sums [P]; ``choose`` takes mean losses [A, P] and gives α [P]. Ridge regression's loss is the squared error.
     """
     backend = Backend.of(x)
     wide = backend.widen(x)
@@ -297,7 +297,7 @@ def _n_iter(model: Any) -> int:
 
 
 def _ensure_rows(x: Array, folds: NDArray[np.int64]) -> None:
-    """Raise InputError unless there is a finite row for every fold given, and folds to cross-validate over."""
+    """Raise InputError unless rows are as many as folds, two or more folds have some, and what they have is finite."""
     if x.ndim != 2 or x.shape[0] != folds.size:
         raise InputError(f"activations of shape {tuple(x.shape)} for {folds.size} folds: give [samples, hidden]")
     sizes = np.bincount(folds[folds >= 0])
