@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from sonde.errors import InputError
 
 from .backend import Backend, to_numpy
-from .fit import ALPHAS, _ensure_device
+from .fit import ALPHAS, ensure_device
 from .logistic import logistic_cv, logistic_path
 from .objective import Kind, label_array
 from .ridge import alpha_array, ridge_cv, ridge_path, to_dtype
@@ -43,7 +43,7 @@ class _LinearProbe(BaseEstimator):
     device: str | None
 
     def _rows(self, x: NDArray[Any]) -> ArrayRows:
-        _ensure_device(self.device)
+        ensure_device(self.device)
         return ArrayRows(x if self.device is None else Backend.of(x, self.device).asarray(x))
 
     def _linear(self, x: Any) -> NDArray[Any]:

@@ -180,7 +180,7 @@ def fit_layer(
         If the solver, the device or the penalties cannot be used, a value that a probe is fitted to is not finite, or
         a score is not.
     """
-    _ensure_device(device)
+    ensure_device(device)
     ensure_solvable(problem, solver, library, class_weight)
     alphas = ALPHAS[solver] if alphas is None else alphas
     # A logistic fit passes over the rows a few dozen times, the others two or three.
@@ -247,7 +247,7 @@ def _whole(rows: Rows, folds: NDArray[Any], device: str | None) -> Array:
     return whole
 
 
-def _ensure_device(device: str | None) -> None:
+def ensure_device(device: str | None) -> None:
     if device is None:
         return
     import torch
