@@ -248,6 +248,7 @@ def _whole(rows: Rows, folds: NDArray[Any], device: str | None) -> Array:
 
 
 def ensure_device(device: str | None) -> None:
+    """Raise InputError if torch cannot compute there in float64; None is numpy."""
     if device is None:
         return
     import torch

@@ -4,9 +4,9 @@ For each target (``multilabel``) or all classes together (``multinomial``) the o
 
 .. math:: \min_{w,b} \sum_i s_i \, \ell(y_i, x_i^\top w + b) + \tfrac12 \alpha \lVert D w \rVert^2
 
-with weights :math:`s_i`, unpenalised b, and D the identity (``standardize=False``: scikit-learn's
-``LogisticRegression(C=1/alpha)``) or the diagonal of standard deviations of the training rows
-(``standardize=True``: the same after a ``StandardScaler``, folded back to raw units).
+with weights :math:`s_i` (of samples, times those of their classes), unpenalised b, and D the identity
+(``standardize=False``: scikit-learn's ``LogisticRegression(C=1/alpha)``) or the diagonal of standard deviations of the
+training rows (``standardize=True``: the same after a ``StandardScaler``, folded back to raw units).
 
 All (target, fold) problems are solved at once by L-BFGS (Nocedal & Wright, "Numerical Optimization", 2nd ed.,
 chapter 7), in the eigenbasis of their training part's Gram matrix Λ, where :math:`\bar c \Lambda + \alpha` is close to
@@ -29,6 +29,7 @@ import numpy as np
 from sonde.errors import InputError
 
 from .backend import Array
+from .class_weights import ClassWeight
 from .moments import FoldStatistics
 from .objective import Kind, LogisticObjective, label_array
 from .pathwise import PathSolver
@@ -75,7 +76,7 @@ class LogisticFit:
     alpha : float64 array of shape [P], numpy
         The choices.
     cv_loss : float64 array of shape [A, P], numpy
-        Mean log-loss in nats on held-out folds.
+        Mean log-loss in nats on held-out folds, rows weighted as in training, by sample and class.
     weights, bias : arrays of shape [T, D] and [T]
         Fit on all folds at the chosen α, in raw units of x.
     fold_weights, fold_bias : arrays of shape [F, T, D] and [F, T]
@@ -108,6 +109,7 @@ def logistic_path(
     folds: Any = None,
     stats: FoldStatistics | None = None,
     sample_weight: Any = None,
+    class_weight: ClassWeight = None,
     standardize: bool = True,
     tol: float = 1e-6,
     max_passes: int = 200,
@@ -131,6 +133,11 @@ def logistic_path(
         Of the same rows, folds and weights, if they are known; they also say where to compute. Their targets are
         not used.
     sample_weight : array of shape [N], optional
+    class_weight : "balanced", mapping of class to weight, or sequence of T of these, optional
+        scikit-learn's: a factor on the sample weights of the rows of a class, 1 for classes that a mapping leaves out.
+        ``"balanced"`` is Σs / (K Σs of the class), over the rows of the training part. The classes are 0 and 1 for
+        ``multilabel``, one entry for all targets or one for each; 0 … T-1 for ``multinomial``. Standard deviations know
+        nothing of classes.
     standardize : bool
         Whether the penalty applies to standardised columns.
     tol : float
@@ -167,7 +174,7 @@ def logistic_path(
     checked = alpha_array(alphas)
     bases = {stats.n_folds: eigenbasis(stats.total(), standardize=standardize)}
     live = bases[stats.n_folds].live
-    objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind)
+    objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind, class_weight)
     solver = PathSolver(objective, bases, stats.shift_x, stats.dtype, kind, tol, max_passes)
     found = solver.walk(checked, [stats.n_folds])
     _warn(found.converged, tol, max_passes)
@@ -190,6 +197,7 @@ def logistic_cv(
     kind: Kind = "multilabel",
     per_target: bool = True,
     sample_weight: Any = None,
+    class_weight: ClassWeight = None,
     standardize: bool = True,
     bases: Sequence[Eigenbasis] | None = None,
     tol: float = 1e-6,
@@ -201,7 +209,7 @@ def logistic_cv(
 
     Parameters
     ----------
-    rows, y, kind, sample_weight, standardize, tol, max_passes
+    rows, y, kind, sample_weight, class_weight, standardize, tol, max_passes
         As in `logistic_path`; `standardize` is ignored if `bases` is given.
     folds : int array of shape [N]
         Fold of every row in [0, F), at least two; -1 leaves a row out.
@@ -235,10 +243,11 @@ def logistic_cv(
     labels = label_array(y, fold >= 0, kind)
     by_split = dict(enumerate(bases or eigenbases(stats, standardize=standardize)))
     live = by_split[n_folds].live
-    objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind)
+    objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind, class_weight)
     solver = PathSolver(objective, by_split, stats.shift_x, stats.dtype, kind, tol, max_passes)
     found = solver.walk(checked, list(range(n_folds)))
-    cv_loss = found.held_out.sum(axis=1) / stats.weight.sum()
+    weight = objective.held_out_weight.reshape(n_folds, found.held_out.shape[2], -1).sum(axis=(0, 2))
+    cv_loss = found.held_out.sum(axis=1) / weight
     criterion = cv_loss if per_target else cv_loss.mean(axis=1, keepdims=True)
     alpha = np.broadcast_to(best_alpha(checked, criterion), cv_loss.shape[1:]).copy()
     xp = array_api_compat.array_namespace(found.weights)
@@ -271,9 +280,12 @@ def _objective(
     live: Array,
     weight: np.ndarray[Any, Any] | None,
     kind: Kind,
+    class_weight: ClassWeight,
 ) -> LogisticObjective:
     check_rows(stats, fold, rows.hidden_size)
-    objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype)
+    objective = LogisticObjective(
+        rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype, class_weight
+    )
     if not np.allclose(objective.fold_weight, stats.weight):
         raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")
     return objective

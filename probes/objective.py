@@ -10,12 +10,13 @@ import numpy as np
 from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch, to_numpy
+from .class_weights import ClassWeight, class_weight_array
 from .rows import Rows, used_chunks
 
 Kind: TypeAlias = Literal["multilabel", "multinomial"]
 
-_BLOCK_LOGITS = 2**19
-"""Logits computed at a time on a CPU: what its cache holds while they are made into losses and residuals."""
+_BLOCK, _PIECE = 2**19, 2**16
+"""Logits multiplied at a time on a CPU, and made into losses and residuals at a time: what its caches hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class LogisticObjective:
     r"""The loss of every problem, each trained on all rows but those of the fold that it holds out.
 
     ``multilabel``: column t is a sigmoid of its own, :math:`\ell = \log(1 + e^{z}) - y z`. ``multinomial``: a problem
-    is a softmax over all columns, :math:`\ell = \log \sum_k e^{z_k} - z_y`.
+    is a softmax over all columns, :math:`\ell = \log \sum_k e^{z_k} - z_y`. A row's loss counts by its sample weight
+    times the weight that its class has in the problem's training part.
 
     Parameters
     ----------
@@ -64,6 +66,17 @@ class LogisticObjective:
         numbers, which CPUs multiply many times slower.
     dtype : dtype
         Of the products.
+    class_weight : ClassWeight
+        Of each training part.
+
+    Attributes
+    ----------
+    fold_weight : float64 array of shape [F], numpy
+        Sums of the sample weights.
+    training_weight, held_out_weight : float64 arrays of shape [F + 1, T, 2] and [F, T, 2], numpy
+        The same by label, times the classes' weights, of the rows that train a problem and of those held out.
+    n_passes : int
+        Passes over the rows so far.
     """
 
     def __init__(
@@ -77,6 +90,7 @@ class LogisticObjective:
         shift: Array,
         live: Array,
         dtype: Any,
+        class_weight: ClassWeight = None,
     ) -> None:
         self._rows, self._labels, self._folds, self._n_folds = rows, labels, folds, n_folds
         self._sample_weight, self._kind = sample_weight, kind
@@ -88,7 +102,12 @@ class LogisticObjective:
         used = folds >= 0
         weight = np.where(used, 1.0 if sample_weight is None else sample_weight, 0.0)
         self.fold_weight = np.bincount(folds[used], weights=weight[used], minlength=n_folds)
-        self.fold_positive = np.stack([(labels * (weight * (folds == f))[:, None]).sum(axis=0) for f in range(n_folds)])
+        positive = np.stack([(labels * (weight * (folds == f))[:, None]).sum(axis=0) for f in range(n_folds)])
+        held_out = np.stack([self.fold_weight[:, None] - positive, positive], axis=2)
+        training = np.tensordot(~np.eye(n_folds + 1, n_folds, dtype=bool), held_out, axes=1)
+        factors = class_weight_array(class_weight, training, multinomial=kind == "multinomial")
+        self._class_weight = None if class_weight is None else factors
+        self.held_out_weight, self.training_weight = factors[:n_folds] * held_out, factors * training
         self.n_passes = 0
 
     def evaluate(
@@ -113,34 +132,44 @@ class LogisticObjective:
         residual_sum = backend.zeros(n_problems * n_columns)
         fold_loss = backend.zeros(self._n_folds, n_problems)
         curvature = backend.zeros(n_problems, n_columns, n_columns)
-        columns = backend.indices(target)
-        bounds = np.searchsorted(split, np.arange(self._n_folds + 2)).tolist()
-        block = max(64, _BLOCK_LOGITS // flat.shape[0]) if str(backend.device) == "cpu" else 2**25 // flat.shape[0]
+        columns, class_weight = backend.indices(target), self._class_factors(target, split)
+        bounds = np.searchsorted(split, np.arange(self._n_folds + 1)).tolist()
+        sizes = (_BLOCK, _PIECE) if str(backend.device) == "cpu" else (2**25, 2**25)
+        block, piece = (max(64, size // flat.shape[0]) for size in sizes)
         self.n_passes += 1
         for _, positions, chunk in used_chunks(self._rows, self._folds, self._device):
             for start in range(0, positions.size, block):
-                at = positions[start : start + block]
                 x = backend.asarray(chunk[start : start + block, :], self._dtype)
                 x = x if self._shift is None else x - self._shift
                 x = x if self._live is None else x * self._live
-                logits = xp.reshape(xp.matmul(x, flat.T) + flat_bias, (-1, n_problems, n_columns))
-                labels = backend.asarray(self._labels[at], self._dtype)
-                member = self._membership(at)
-                if self._kind == "multilabel":
-                    loss, residual, spread = _sigmoid(xp, logits, xp.take(labels, columns, axis=1)[:, :, None])
-                    self._count(spread, member, bounds)
-                    curvature += xp.sum(spread, axis=0)[:, :, None]
-                else:
-                    loss, residual, p = _softmax(xp, logits, labels[:, None, :])
-                    counted = xp.asarray(p, copy=True)
-                    self._count(counted, member, bounds)
-                    outer = xp.matmul(xp.permute_dims(p, (1, 2, 0)), xp.permute_dims(counted, (1, 0, 2)))
-                    curvature += xp.sum(counted, axis=0)[:, :, None] * backend.asarray(np.eye(n_columns)) - outer
-                fold_loss += xp.matmul(member.T, loss)
-                self._count(residual, member, bounds)
-                residual = xp.reshape(residual, (-1, flat.shape[0]))
-                gradient += xp.matmul(residual.T, x)
-                residual_sum += xp.sum(residual, axis=0, dtype=xp.float64)
+                logits = xp.matmul(x, flat.T)
+                for first in range(0, x.shape[0], piece):
+                    z = logits[first : first + piece, :]
+                    at = positions[start + first : start + first + z.shape[0]]
+                    z = xp.reshape(z + flat_bias, (-1, n_problems, n_columns))
+                    labels = backend.asarray(self._labels[at], self._dtype)
+                    if self._kind == "multilabel":
+                        labels = xp.take(labels, columns, axis=1)[:, :, None]
+                        loss, residual, spread = _sigmoid(xp, z, labels)
+                        p, counted = None, spread
+                    else:
+                        labels = labels[:, None, :]
+                        loss, residual, p = _softmax(xp, z, labels)
+                        counted = xp.asarray(p, copy=True)
+                    count = self._count(at, labels, class_weight)
+                    if count is not None:
+                        loss, residual, counted = loss * count[:, :, 0], residual * count, counted * count
+                    fold_loss += xp.matmul(self._membership(at).T, loss)
+                    for fold in range(self._n_folds):  # whose rows do not train the problems that hold them out
+                        begin, end = bounds[fold], bounds[fold + 1]
+                        if begin < end:
+                            rows = backend.indices(np.flatnonzero(self._folds[at] == fold))
+                            residual[rows, begin:end, :] = 0
+                            counted[rows, begin:end, :] = 0
+                    curvature += self._curvature(p, counted)
+                    logits[first : first + piece, :] = xp.reshape(residual, (-1, flat.shape[0]))
+                gradient += xp.matmul(logits.T, x)
+                residual_sum += xp.sum(logits, axis=0, dtype=xp.float64)
         per_problem = (n_problems, n_columns)
         gradient = xp.reshape(gradient, (*per_problem, hidden))
         residual_sum = xp.reshape(residual_sum, per_problem)
@@ -161,21 +190,37 @@ class LogisticObjective:
         trains = np.arange(self._n_folds)[None, :] != split[:, None]
         return np.asarray((per_fold * trains).sum(axis=1))
 
-    def _count(self, values: Array, member: Array, bounds: list[int]) -> None:
-        """Multiply, in place, [n, P, K] by the weight with which each row trains each problem."""
-        weight = self._backend.xp.sum(member, axis=1)
-        for split in range(self._n_folds + 1):
-            begin, end = bounds[split], bounds[split + 1]
-            if begin == end or (split == self._n_folds and self._sample_weight is None):
-                continue
-            counted = weight - member[:, split] if split < self._n_folds else weight
-            values[:, begin:end, :] *= counted[:, None, None]
+    def _class_factors(self, target: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> Array | None:
+        """Return the factors by label, [P, K, 2], of every problem's classes, or None for ones."""
+        if self._class_weight is None:
+            return None
+        factors = self._class_weight[split]
+        if self._kind == "multilabel":
+            factors = factors[np.arange(split.size), target][:, None, :]
+        return self._backend.asarray(factors, self._dtype)
+
+    def _count(self, at: np.ndarray[Any, Any], labels: Array, class_weight: Array | None) -> Array | None:
+        """Return by what the losses of rows count, [n, P, 1] or [n, 1, 1], or None for ones."""
+        xp, count = self._backend.xp, None
+        if class_weight is not None:
+            zero, one = class_weight[None, :, :, 0], class_weight[None, :, :, 1]
+            count = xp.sum(zero + labels * (one - zero), axis=2, keepdims=True)
+        if self._sample_weight is not None:
+            weight = self._backend.asarray(self._sample_weight[at], self._dtype)[:, None, None]
+            count = weight if count is None else count * weight
+        return count
+
+    def _curvature(self, p: Array | None, counted: Array) -> Array:
+        """Return Σ diag(p) - ppᵀ, [P, K, K], each row as often as it counts, or Σ p(1-p) where `p` is None."""
+        xp, total = self._backend.xp, self._backend.xp.sum(counted, axis=0)[:, :, None]
+        if p is None:
+            return total
+        outer = xp.matmul(xp.permute_dims(p, (1, 2, 0)), xp.permute_dims(counted, (1, 0, 2)))
+        return total * self._backend.asarray(np.eye(p.shape[2])) - outer
 
     def _membership(self, at: np.ndarray[Any, Any]) -> Array:
-        """Return [n, F]: the weight of each row in its own fold, else zero."""
-        member = np.zeros((at.size, self._n_folds))
-        member[np.arange(at.size), self._folds[at]] = 1.0 if self._sample_weight is None else self._sample_weight[at]
-        return self._backend.asarray(member, self._dtype)
+        """Return [n, F]: one in each row's own fold, else zero."""
+        return self._backend.asarray(np.arange(self._n_folds) == self._folds[at][:, None], self._dtype)
 
 
 def label_array(y: Any, used: np.ndarray[Any, Any], kind: Kind) -> np.ndarray[Any, Any]:
@@ -228,10 +273,13 @@ def _sigmoid(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Array]:
     sign = 1 - 2 * y
     z = z * sign
     e = xp.exp(-xp.abs(z))
+    loss = xp.log1p(e)
+    loss += xp.maximum(z, xp.zeros_like(z[:1, :1, :]))
     larger = 1 / (1 + e)  # of p and 1-p
-    positive = z > 0
-    loss = xp.where(positive, z, xp.zeros_like(z)) + xp.log1p(e)
-    return loss[:, :, 0], sign * xp.where(positive, larger, e * larger), e * larger * larger
+    e *= larger
+    sign *= xp.where(z > 0, larger, e)
+    e *= larger
+    return loss[:, :, 0], sign, e
 
 
 def _softmax(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Array]:

@@ -103,7 +103,7 @@ class PathSolver:
         self._backend = Backend.of(shift)
         self._eps = float(self._backend.xp.finfo(dtype).eps)
         self._tol, self._max_passes = max(tol, _LEAST_TOL * self._eps), max_passes
-        self._hidden, self._n_targets = int(shift.shape[0]), objective.fold_positive.shape[1]
+        self._hidden, self._n_targets = int(shift.shape[0]), objective.training_weight.shape[1]
         self._rank = int(next(iter(bases.values())).values.shape[0])
         self._n_columns = self._n_targets if kind == "multinomial" else 1
         self._n_problems = self._n_targets // self._n_columns
@@ -163,7 +163,9 @@ class PathSolver:
             problems.jump(start)
             held_out, _, _ = self._evaluate(problems, walkers, floor)
         passes = np.zeros(walkers.split.size, dtype=np.int64)
-        rounding = np.asarray([_FLOOR * self._eps * self._bases[int(s)].weight ** 0.5 for s in walkers.split])
+        weight = np.stack([self._weight(int(s)) for s in splits])
+        weight = weight[np.searchsorted(splits, walkers.split), walkers.target]
+        rounding = _FLOOR * self._eps * np.sqrt(weight)
         while True:
             while True:
                 small = np.maximum(self._tol * problems.norm(null_gradient, null_curvature), rounding)
@@ -299,18 +301,21 @@ class PathSolver:
         return self._backend.xp.take(rows, self._backend.indices(inverse), axis=0)
 
     def _log_prior(self, split: int) -> np.ndarray[Any, Any]:
-        """Return the intercepts ([T]) of the training part's prevalences."""
-        trains = np.arange(self._objective.fold_weight.size) != split
-        weight = self._objective.fold_weight[trains].sum()
-        positive = self._objective.fold_positive[trains].sum(axis=0)
+        """Return the intercepts ([T]) of the training part's prevalences, classes weighted."""
+        positive, weight = self._objective.training_weight[split, :, 1], np.repeat(self._weight(split), self._n_columns)
         lacking = np.flatnonzero((positive <= 0) | (positive >= weight))
         if lacking.size:
-            where = "the training rows" if split == trains.size else f"the rows outside fold {split}"
+            whole = split == self._objective.fold_weight.size
+            where = "the training rows" if whole else f"the rows outside fold {split}"
             raise InputError(
                 f"target {lacking[0]} is the same in all of {where}: drop it, or use fewer or stratified folds"
             )
         share = positive / weight
         return np.asarray(np.log(share) if self._n_columns > 1 else np.log(share / (1 - share)))
+
+    def _weight(self, split: int) -> np.ndarray[Any, Any]:
+        """Return the sum of the training rows' weights, those of their classes in them, for each problem ([P])."""
+        return np.asarray(self._objective.training_weight[split].reshape(self._n_problems, -1).sum(axis=1))
 
 
 def _blocks(split: np.ndarray[Any, Any]) -> list[tuple[int, int, int]]:
