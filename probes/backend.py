@@ -106,7 +106,9 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
 def gram(x: Array) -> Array:
     r"""Return the upper triangle of the symmetric product :math:`X^\top X`.
 
-    On a CPU this is BLAS `syrk`, which does half the work of a general product; elsewhere a general product.
+    On a CPU this is BLAS `syrk`, which does half the work of a general product; elsewhere a general product. On a CUDA
+    device float32 rows that are bfloat16 numbers, as most stores hold, are multiplied as such by its tensor cores:
+    products of two are exact in float32, in which they are added.
 
     Parameters
     ----------
@@ -117,6 +119,11 @@ def gram(x: Array) -> Array:
     array of shape [D, D], dtype of `x`; what stands below the diagonal is undefined (see `mirror`).
     """
     host = isinstance(x, np.ndarray) or (is_torch(x) and x.device.type == "cpu")
+    if is_torch(x) and x.device.type == "cuda" and str(x.dtype) == "torch.float32" and x.shape[0] > 0:
+        narrow = x.bfloat16()
+        if bool((narrow == x).all()):
+            torch = sys.modules["torch"]
+            return torch.mm(narrow.T, narrow, out_dtype=torch.float32)
     if not host or x.shape[0] == 0:
         return array_api_compat.array_namespace(x).matmul(x.T, x)
     from scipy.linalg import blas

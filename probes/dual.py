@@ -1,8 +1,8 @@
 r"""Ridge and logistic regression of fewer rows than columns, without a D x D matrix.
 
 n centred rows R span at most n dimensions. With an orthonormal basis Z of these, :math:`R^\top = Z T`, the Gram matrix
-is :math:`S_{xx} = R^\top R = Z (T T^\top) Z^\top`, and the n x n decomposition :math:`T T^\top = P \Lambda P^\top` gives
-its eigenvectors, Z P. So the rows themselves stand for the Gram matrices of all folds.
+is :math:`S_{xx} = R^\top R = Z (T T^\top) Z^\top`, and the decomposition of the n x n matrix
+:math:`T T^\top = P \Lambda P^\top` gives its eigenvectors, Z P. So rows stand for the Gram matrices of all folds.
 
 The usual dual form, by :math:`R R^\top` (Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual
 variables"), saves the QR decomposition, but its eigenvectors :math:`R^\top u / \sqrt\lambda` are orthogonal only to
