@@ -13,7 +13,7 @@ from .problem import Problem
 
 Floats = NDArray[np.float64]
 
-_MAX_STEPS, _TOLERANCE = 100, 1e-14
+_MAX_STEPS, _TOLERANCE = 100, 1e-8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +185,8 @@ def _newton(derivatives: Callable[[Floats], tuple[float, Floats, Floats]], theta
         step = np.linalg.solve(hessian + damping * np.eye(len(theta)), gradient)
         decrease = float(gradient @ step)
         if decrease <= _TOLERANCE * (1 + abs(loss)):
-            break
+            # The error squares with every step: this is the last that shows.
+            return theta - step
         found = derivatives(theta - step)
         if found[0] <= loss - 1e-4 * decrease:
             theta = theta - step

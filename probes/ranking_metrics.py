@@ -85,7 +85,10 @@ def _sums_by_group(weights: Array, rows: Array, groups: Array, n_groups: int) ->
 
 
 def _accumulate(x: Array) -> Array:
-    """Replace the rows of x by their running sums; `numpy.cumsum` goes down the columns and misses the cache."""
+    """Replace the rows of x [K, B] by their running sums, and return it."""
+    if x.shape[1] == 1:
+        return np.cumsum(x, axis=0, out=x)
+    # Of several draws, `numpy.cumsum` goes down one after the other and misses the cache at every step.
     for before, row in pairwise(x):
         row += before
     return x

@@ -62,6 +62,37 @@ def test_paired_difference_is_the_interval_of_differences_of_draws() -> None:
     np.testing.assert_allclose(found.low, np.quantile(ours - theirs, 0.025, axis=0))
 
 
+def test_the_p_value_is_the_level_at_which_an_end_of_the_interval_reaches_zero() -> None:
+    draws = np.random.default_rng(0).normal(1.7, 1.0, size=999)
+    p = float(paired_difference(1.7, 0.0, draws, np.zeros(999)).p)
+    assert p == 2 * (1 + int((draws <= 0).sum())) / 1000
+    # Ten draws to each side of that level, 0 is outside of the interval, and inside.
+    for level, outside in ((1 - p - 0.02, True), (1 - p + 0.02, False)):
+        low, high = interval(draws, level)
+        assert (low > 0 or high < 0) == outside
+    assert paired_difference(-1.7, 0.0, -draws, np.zeros(999)).p == p
+
+
+def test_the_p_value_is_never_zero_and_ties_count_for_both_sides() -> None:
+    zeros = np.zeros(99)
+    assert paired_difference(1.0, 0.0, zeros + 1, zeros).p == pytest.approx(0.02)
+    assert paired_difference(0.0, 0.0, zeros, zeros).p == 1.0
+    half = np.where(np.arange(99) < 50, np.nan, 1.0)
+    assert paired_difference(1.0, 0.0, half, zeros).p == pytest.approx(2 / 50)
+    assert np.isnan(paired_difference(1.0, 0.0, zeros * np.nan, zeros).p)
+
+
+def test_the_p_value_of_no_difference_is_below_a_level_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    groups = [str(i) for i in range(60)]
+    below = 0
+    for trial in range(300):
+        ours, theirs = rng.normal(size=(2, 60))
+        weights = cluster_weights(groups, 199, seed=trial).astype(float) / 60
+        below += int(paired_difference(ours.mean(), theirs.mean(), weights @ ours, weights @ theirs).p < 0.1)
+    assert 15 <= below <= 48
+
+
 def test_what_has_no_spread_is_an_error_with_the_way_out() -> None:
     with pytest.raises(InputError, match="finer group column"):
         cluster_weights(["a", "a"], 10, seed=0)

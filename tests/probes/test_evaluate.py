@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.calibration import _SigmoidCalibration
+from sklearn.metrics import brier_score_loss
 
 from sonde.probes import Problem, Split
 from sonde.probes.bootstrap import cluster_weights
@@ -93,11 +95,28 @@ def test_a_target_without_a_positive_test_row_has_no_precision_and_does_not_coun
     assert found["average_precision", "all"] == pytest.approx(np.mean(pair))
 
 
-def test_log_loss_is_for_probabilities_alone() -> None:
-    problem = make_problem("binary")
+@pytest.mark.parametrize("kind", ["binary", "multilabel", "multiclass"])
+def test_every_solver_has_losses_of_calibrated_probabilities_and_those_of_its_own_if_it_gives_any(kind: Any) -> None:
+    problem, losses = make_problem(kind), {"log_loss", "brier", "ece"}
     for probabilities in (False, True):
         found = evaluate(problem, make_scores(problem), make_draws(problem), probabilities=probabilities)
-        assert ("log_loss" in {record["metric"] for record in found.records}) is probabilities
+        calibrated = {f"calibrated_{name}" for name in losses}
+        named = {record["metric"] for record in found.records}
+        assert named & (losses | calibrated) == (calibrated | losses if probabilities else calibrated)
+        assert set(found.draws) == named
+
+
+def test_calibrated_probabilities_are_scored_on_test_rows_by_the_curve_of_the_training_rows() -> None:
+    problem = make_problem("binary")
+    scores, draws = make_scores(problem), make_draws(problem)
+    found = evaluate(problem, scores, draws, probabilities=False)
+    test = problem.split.test
+    curve = _SigmoidCalibration().fit(scores[~test, 0], problem.y[~test, 0])
+    chance, y = curve.predict(scores[test, 0]), problem.y[test, 0]
+    value = {(r["metric"], r["split"]): r for r in found.records}["calibrated_brier", "test"]
+    assert value["value"] == pytest.approx(brier_score_loss(y, chance), rel=1e-4)
+    drawn = [brier_score_loss(y, chance, sample_weight=draw) for draw in draws]
+    assert (value["low"], value["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), rel=1e-4)
 
 
 def test_records_carry_the_probe_and_the_counts() -> None:

@@ -120,6 +120,56 @@ def test_the_summary_takes_its_interval_from_the_comparison_of_the_same_layers_o
     assert np.isnan([other["low"], other["high"], other["baseline"]]).all()
 
 
+def draw_rows(layer: int, values: Any, **changes: Any) -> pd.DataFrame:
+    return pd.DataFrame({"draw": np.arange(len(values)), "value": values}).assign(**CURVE | {"layer": layer} | changes)
+
+
+def test_any_two_layers_are_compared_on_the_draws_that_they_share(tmp_path: Path) -> None:
+    shared = np.random.default_rng(0).normal(size=200)
+    draws = pd.concat(
+        [
+            draw_rows(0, shared)[::-1],
+            draw_rows(2, shared + 0.25),
+            draw_rows(2, shared - 9.0, metric="auroc"),
+            draw_rows(2, shared - 9.0, tokens="mean"),
+        ]
+    )
+    rows = [curve_rows(CV, TEST), curve_rows(CV, TEST, metric="auroc"), curve_rows(CV, TEST, tokens="mean")]
+    found = Results(pd.concat(rows), provenance={"primary": {"entailment": "accuracy"}}, draw_sources=[draws])
+    found.save(tmp_path)
+    for given in (found, Results.load(tmp_path), Results.concat([found, results(curve_rows(CV, TEST, model="other"))])):
+        difference = given.difference(2, 0, tokens="last", model="tiny")
+        assert difference.value == pytest.approx(TEST[2] - TEST[0])
+        assert (difference.low, difference.high) == pytest.approx((0.25, 0.25), abs=1e-6)
+        assert difference.p == pytest.approx(2 / 201)
+    with pytest.raises(InputError, match=r"several tokens \(last, mean\): say tokens="):
+        found.difference(2, 0)
+    with pytest.raises(InputError, match="no layer 7 with a test score: there is 0, 1, 2, 3"):
+        found.difference(2, 7, tokens="last")
+    with pytest.raises(InputError, match="no bootstrap draws of layer 1: run `sonde probe` again"):
+        found.difference(2, 1, tokens="last")
+
+
+def test_the_file_of_the_draws_is_read_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    results().save(tmp_path)
+    (tmp_path / "draws.parquet").unlink()
+    loaded = Results.load(tmp_path)
+    assert loaded.best()["layer"] == 1
+    with pytest.raises(StoreError, match=r"draws\.parquet cannot be read .* run `sonde probe` again"):
+        loaded.difference(0, 1)
+
+
+def test_comparisons_of_an_older_file_are_still_those_of_best_and_top_layer(tmp_path: Path) -> None:
+    saved = results()
+    saved.save(tmp_path)
+    older = saved.comparisons.drop(columns="p").rename(columns={"other_layer": "top_layer", "other": "top"})
+    table = pa.Table.from_pandas(older, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({"sonde": "{}"}), tmp_path / "comparisons.parquet")
+    loaded = Results.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.comparisons, saved.comparisons.assign(p=np.nan))
+    assert (loaded.summary().iloc[0]["low"], loaded.summary().iloc[0]["high"]) == (0.01, 0.08)
+
+
 def test_the_summary_ranks_the_curves_of_each_labels_by_cross_validation() -> None:
     found = results(
         curve_rows(CV, TEST),
