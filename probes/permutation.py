@@ -21,7 +21,7 @@ from .score import score_rows
 from .sums import macro
 
 _BLOCK_ELEMENTS = 2**26
-"""Permuted labels held at a time: 512 MiB."""
+"""Numbers in the permuted labels, or in their probes, that are held at a time: 512 MiB."""
 
 
 def permuted(problem: Problem, n: int, seed: int = 0) -> Iterator[Problem]:
@@ -77,7 +77,7 @@ def permutation_null(
     Parameters
     ----------
     rows : Rows
-        Activations of shape [N, D], read twice for every 2²⁶ permuted labels.
+        Activations of shape [N, D], read twice for as many permutations as fit in 512 MiB.
     problem : Problem
     basis : Eigenbasis
         Of all training rows: the last of `sonde.probes.ridge.eigenbases`. It also says where to compute.
@@ -102,7 +102,7 @@ def permutation_null(
     alpha = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (problem.y.shape[1],))
     test, training = problem.split.test, problem.split.folds >= 0
     device = str(Backend.of(basis.vectors).device) if is_torch(basis.vectors) else None
-    at_once = max(1, _BLOCK_ELEMENTS // problem.y.size)
+    at_once = max(1, _BLOCK_ELEMENTS // (problem.y.shape[1] * max(len(problem.y), rows.hidden_size)))
     problems, null = permuted(problem, n, seed), []
     while some := list(itertools.islice(problems, at_once)):
         y = np.concatenate([one.y for one in some], axis=1)

@@ -8,7 +8,9 @@ import pytest
 
 from sonde.errors import InputError
 from sonde.probes import ArrayRows, Problem, Split, fit_layer
+from sonde.probes.bootstrap import cluster_weights, paired_difference
 from sonde.probes.control import control_task
+from sonde.probes.evaluate import evaluate
 
 N, N_TYPES = 1200, 300
 KINDS: dict[str, Any] = {"binary": ("x",), "multilabel": ("often", "seldom"), "multiclass": ("a", "b", "c")}
@@ -86,6 +88,20 @@ def test_a_probe_passes_the_control_only_if_the_activations_tell_the_types_apart
         scores = fit_layer(ArrayRows(x), control, "logistic").scores[test]
         accuracy = ((scores > 0.5) == control.y[test]).mean()
         assert least <= accuracy <= most
+
+
+def test_selectivity_is_the_paired_difference_of_both_scores() -> None:
+    problem, types = make_problem("binary")
+    x = problem.y + 0.4 * np.random.default_rng(5).normal(size=(N, 8))
+    test = problem.split.test
+    draws = cluster_weights(problem.groups[test].tolist(), 200, 0)
+    values, drawn = [], []
+    for asked in (problem, control_task(problem, types).problem):
+        scores = fit_layer(ArrayRows(x), asked).scores
+        values.append(float(((scores > 0.5) == asked.y)[test].mean()))
+        drawn.append(evaluate(asked, scores, draws, probabilities=False).draws)
+    selectivity = paired_difference(*values, *drawn)
+    assert 0.2 < selectivity.low < selectivity.value < selectivity.high < 0.6
 
 
 def test_what_came_out_the_same_everywhere_is_left_out() -> None:
