@@ -103,7 +103,7 @@ class LayerCache:
             try:
                 self.statistics.put(key, arrays, about)
             except StoreError as error:
-                _tell_once(str(error))
+                tell_once(str(error))
         return found
 
 
@@ -139,5 +139,6 @@ def _from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -
 
 
 @functools.cache
-def _tell_once(message: str) -> None:
+def tell_once(message: str) -> None:
+    """Warn of it, unless this process has done so: every layer meets the same disk."""
     log.warning("%s", message)

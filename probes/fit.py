@@ -132,6 +132,7 @@ def ensure_solvable(
 
 def label_free(rows: Rows, problem: Problem, device: str | None = None, cache: LayerCache | None = None) -> LabelFree:
     """Compute, or take from the cache of these rows, what no label changes: sums of the folds and eigenbases."""
+    ensure_device(device)
     folds, n_folds = problem.split.folds, problem.split.n_folds
 
     def compute() -> LabelFree:

@@ -75,7 +75,7 @@ class Parts:
         arrays = {"weights": probe.weights, "bias": probe.bias, "scores": layer.scores}
         arrays |= {f"draws/{metric}": values for metric, values in layer.evaluation.draws.items()}
         described = {k: v for k, v in asdict(probe).items() if k not in ("weights", "bias")}
-        told = {"probe": json.dumps(described), "controls": json.dumps(layer.controls)}
+        told = {"probe": json.dumps(described), "controls": json.dumps([dict(control) for control in layer.controls])}
         data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, told)
         write_atomically(self._folder / f"{name}.safetensors", data)
         where = {"site": probe.site, "tokens": probe.tokens, "layer": probe.layer, "solver": probe.solver}

@@ -282,10 +282,10 @@ class Results:
             raise StoreError(f"no results at {path}: {hint}")
         rows, provenance = read_table(file, COLUMNS)
         comparisons, _ = read_table(file.with_name("comparisons.parquet"), COMPARISON_COLUMNS)
-        draws, controls = file.with_name("draws.parquet"), file.with_name("controls.parquet")
-        # Runs of earlier versions have neither.
+        controls = file.with_name("controls.parquet")
+        # Runs of earlier versions have none.
         known = {"controls": read_table(controls, CONTROL_COLUMNS)[0]} if controls.is_file() else {}
-        return cls(rows, comparisons, provenance, (draws,) if draws.is_file() else (), **known)
+        return cls(rows, comparisons, provenance, (file.with_name("draws.parquet"),), **known)
 
     @classmethod
     def concat(cls, results: Sequence["Results"]) -> "Results":

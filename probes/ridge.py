@@ -137,6 +137,7 @@ def eigenbasis(moments: Moments, *, standardize: bool = True) -> Eigenbasis:
     xp = array_api_compat.array_namespace(moments.mean_x)
     scale = moments.scale if standardize else xp.ones_like(moments.mean_x)
     values, vectors = moments.decompose(scale)
+    vectors = Backend.of(vectors).contiguous(vectors)
     return Eigenbasis(vectors, values, scale, moments.live, moments.mean_x, moments.weight)
 
 

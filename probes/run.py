@@ -318,8 +318,9 @@ def _results(
     for name, baseline in baselines.items():
         where = {"site": "", "tokens": "", "layer": -1, "solver": name}
         records += [common | where | record for record in baseline.records]
+    between = {"trained_on": "", "tested_on": ""}
     controls = [
-        origin | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer} | record
+        origin | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer} | between | dict(record)
         for p in done
         for record in p.controls
     ]

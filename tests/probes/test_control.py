@@ -99,7 +99,7 @@ def test_selectivity_is_the_paired_difference_of_both_scores() -> None:
     for asked in (problem, control_task(problem, types).problem):
         scores = fit_layer(ArrayRows(x), asked).scores
         values.append(float(((scores > 0.5) == asked.y)[test].mean()))
-        drawn.append(evaluate(asked, scores, draws, probabilities=False).draws)
+        drawn.append(evaluate(asked, scores, draws, probabilities=False).draws["accuracy"])
     selectivity = paired_difference(*values, *drawn)
     assert 0.2 < selectivity.low < selectivity.value < selectivity.high < 0.6
 

@@ -160,7 +160,8 @@ def test_lda_takes_the_alpha_of_ridge_whose_direction_it_has(data, per_target):
     np.testing.assert_array_equal(fit.cv_error, ridge.cv_error)
     if per_target:
         ratio = fit.weights / np.linalg.norm(fit.weights, axis=1, keepdims=True)
-        np.testing.assert_allclose(ratio, ridge.weights / np.linalg.norm(ridge.weights, axis=1, keepdims=True))
+        theirs = ridge.weights / np.linalg.norm(ridge.weights, axis=1, keepdims=True)
+        np.testing.assert_allclose(ratio, theirs, rtol=1e-7, atol=1e-12)
     known = lda(stats, ALPHAS, per_target=per_target, bases=eigenbases(stats))
     np.testing.assert_array_equal(known.fold_weights, fit.fold_weights)
     np.testing.assert_array_equal(known.bias, fit.bias)

@@ -67,5 +67,5 @@ def test_numbers_and_scores_that_are_no_probabilities_are_errors(example: Any) -
     scores = np.full(objects.y.shape, 1.5)
     with pytest.raises(InputError, match="'size' are numbers: information in bits needs classes; use r2"):
         v_information(size, scores, np.ones((2, 1)))
-    with pytest.raises(InputError, match="log_loss needs probabilities"):
+    with pytest.raises(InputError, match="probabilities are wanted"):
         v_information(objects, scores, np.ones((2, int(objects.split.test.sum()))))

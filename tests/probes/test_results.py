@@ -198,6 +198,7 @@ def test_results_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
     assert {name: str(dtype).replace("object", "str") for name, dtype in loaded.rows.dtypes.items()} == dict(COLUMNS)
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "comparisons.parquet",
+        "controls.parquet",
         "draws.parquet",
         "results.parquet",
     ]

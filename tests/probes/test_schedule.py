@@ -39,8 +39,9 @@ def assert_same(found: Results, folder: Path, reference: tuple[Results, Path]) -
     scores = [pd.read_parquet(path / "scores.parquet") for path in (folder, reference[1])]
     pd.testing.assert_frame_equal(*scores)
     pd.testing.assert_frame_equal(found.draws, reference[0].draws)
+    pd.testing.assert_frame_equal(found.controls, reference[0].controls)
     probes = ["probes.json", "probes.safetensors"]
-    tables = [f"{name}.parquet" for name in ("comparisons", "draws", "results", "scores")]
+    tables = [f"{name}.parquet" for name in ("comparisons", "controls", "draws", "results", "scores")]
     assert sorted(file.name for file in folder.iterdir()) == sorted(probes + tables)
     for name in probes:
         assert (folder / name).read_bytes() == (reference[1] / name).read_bytes()
