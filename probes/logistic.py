@@ -26,8 +26,6 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from sonde.errors import InputError
-
 from .backend import Array
 from .moments import FoldStatistics
 from .objective import Kind, LogisticObjective, label_array
@@ -272,11 +270,8 @@ def _objective(
     weight: np.ndarray[Any, Any] | None,
     kind: Kind,
 ) -> LogisticObjective:
-    check_rows(stats, fold, rows.hidden_size)
-    objective = LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype)
-    if not np.allclose(objective.fold_weight, stats.weight):
-        raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")
-    return objective
+    check_rows(stats, fold, weight, rows.hidden_size)
+    return LogisticObjective(rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype)
 
 
 def _warn(converged: np.ndarray[Any, Any], tol: float, max_passes: int) -> None:
