@@ -87,10 +87,6 @@ class Backend:
             )
         return self.asarray(self.asarray(x), self.xp.float64 if name == "float64" else self.xp.float32)
 
-    def contiguous(self, x: Array) -> Array:
-        """Return `x` in C order: products of arrays that lie otherwise in memory may round otherwise."""
-        return x.contiguous() if is_torch(x) else self.xp.ascontiguousarray(x)
-
     def zeros(self, *shape: int, dtype: Any = None) -> Array:
         """Return zeros of `shape` here, float64 unless `dtype` is given."""
         return self.xp.zeros(shape, dtype=dtype or self.xp.float64, device=self.device)

@@ -50,6 +50,8 @@ class RowStatistics(FoldStatistics):
 
     Attributes
     ----------
+    shift_x : float64 array of shape [D]
+        s: the mean of x, rounded to ``dtype``.
     rows : array of shape [N, D], ``dtype``
         x - s of the rows in use.
     row_fold : int64 array of shape [N], numpy

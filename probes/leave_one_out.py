@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from sonde.errors import InputError
+
 from .backend import Array, Backend, is_torch, to_numpy
 from .moments import FoldStatistics, Moments
 from .ridge import Eigenbasis, alpha_array, check_rows, choose_alpha, eigenbasis, solve
@@ -103,9 +105,13 @@ def ridge_loo(
     Golub, Heath & Wahba 1979, "Generalized cross-validation as a method for choosing a good ridge parameter".
     """
     checked, fold = alpha_array(alphas), fold_array(folds, stats.n_folds)
-    check_rows(stats, fold, rows.hidden_size)
     target, weight = target_array(y, fold >= 0), weight_array(sample_weight, fold >= 0)
+    check_rows(stats, fold, weight, rows.hidden_size)
     total = stats.total()
+    if target.shape[1] != total.mean_y.shape[0]:
+        raise InputError(
+            f"statistics of {total.mean_y.shape[0]} targets do not belong to {target.shape[1]}: give both the same y"
+        )
     basis = basis or eigenbasis(total, standardize=standardize)
     backend = Backend.of(total.mean_x)
     xp, n_alphas, n_targets = backend.xp, checked.size, target.shape[1]

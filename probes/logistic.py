@@ -26,8 +26,6 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from sonde.errors import InputError
-
 from .backend import Array
 from .class_weights import ClassWeight
 from .moments import FoldStatistics
@@ -282,13 +280,10 @@ def _objective(
     kind: Kind,
     class_weight: ClassWeight,
 ) -> LogisticObjective:
-    check_rows(stats, fold, rows.hidden_size)
-    objective = LogisticObjective(
+    check_rows(stats, fold, weight, rows.hidden_size)
+    return LogisticObjective(
         rows, labels, fold, stats.n_folds, weight, kind, stats.shift_x, live, stats.dtype, class_weight
     )
-    if not np.allclose(objective.fold_weight, stats.weight):
-        raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")
-    return objective
 
 
 def _warn(converged: np.ndarray[Any, Any], tol: float, max_passes: int) -> None:

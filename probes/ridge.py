@@ -137,7 +137,8 @@ def eigenbasis(moments: Moments, *, standardize: bool = True) -> Eigenbasis:
     xp = array_api_compat.array_namespace(moments.mean_x)
     scale = moments.scale if standardize else xp.ones_like(moments.mean_x)
     values, vectors = moments.decompose(scale)
-    vectors = Backend.of(vectors).contiguous(vectors)
+    # Row-major, as they come back from a file: products of another layout may differ in their last bits.
+    vectors = xp.reshape(xp.reshape(vectors, (-1,)), vectors.shape)
     return Eigenbasis(vectors, values, scale, moments.live, moments.mean_x, moments.weight)
 
 
@@ -200,8 +201,7 @@ def ridge_cv(
         G = S_{xx} - S_{xx,-f} + \frac{W_f^2}{W} \delta\delta^\top
 
     G, the fold's Gram matrix about the training mean, is never formed: the eigenbases of all rows and of the training
-    part give both terms as sums of squares.
-    Centring and scaling come from the training part alone.
+    part give both terms as sums of squares. Centring and scaling come from the training part alone.
 
     Parameters
     ----------
@@ -293,14 +293,20 @@ def check_folds(stats: FoldStatistics) -> None:
         )
 
 
-def check_rows(stats: FoldStatistics, folds: np.ndarray[Any, Any], hidden_size: int) -> None:
-    """Raise InputError unless the statistics can be those of rows with these folds (int64 [N]) and columns."""
-    counted = np.bincount(folds[folds >= 0], minlength=stats.n_folds)
+def check_rows(
+    stats: FoldStatistics, folds: np.ndarray[Any, Any], weight: np.ndarray[Any, Any] | None, hidden_size: int
+) -> None:
+    """Raise InputError unless the statistics can be those of rows with these folds and weights ([N]) and columns."""
+    used = folds >= 0
+    counted = np.bincount(folds[used], minlength=stats.n_folds)
     if not np.array_equal(counted, stats.n) or int(stats.shift_x.shape[0]) != hidden_size:
         raise InputError(
             f"statistics of {stats.n.tolist()} rows per fold and {stats.shift_x.shape[0]} columns do not belong to "
             f"{counted.tolist()} rows and {hidden_size} columns: accumulate them from the same rows and folds"
         )
+    weighed = counted if weight is None else np.bincount(folds[used], weight[used], minlength=stats.n_folds)
+    if not np.allclose(weighed, stats.weight):
+        raise InputError("statistics were accumulated with other sample weights: give both the same sample_weight")
 
 
 def to_dtype(weights: Array, bias: Array, mean_x: Array, dtype: Any) -> tuple[Array, Array]:
@@ -341,11 +347,13 @@ def _held_out_error(
     error = held_out.syy + held_out.weight * step_y**2 - 2 * xp.matmul(shrink, projected * cross)
     error -= xp.matmul(shrink**2 * basis.values, projected**2)
     error += held_out.weight**2 / (held_out.weight + training.weight) * xp.matmul(shrink, projected * drift) ** 2
-    spread = basis.project(root).T
+    # Of a product of three matrices, many solutions are worth having the first two multiplied; few are not.
+    spread = basis.project(root).T if alphas.size * n_targets > projected.shape[0] else None
     block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * max(1, n_targets)))
     for start in range(0, alphas.size, block):
         some = alphas[start : start + block]
-        fitted = xp.matmul(spread, basis.shrink(projected, some[:, None]))
+        solutions = basis.shrink(projected, some[:, None])
+        fitted = xp.matmul(root.T, basis.expand(solutions)) if spread is None else xp.matmul(spread, solutions)
         error[start : start + block, :] += xp.reshape(xp.sum(fitted**2, axis=0), (some.size, n_targets))
     return xp.where(error > 0, error, xp.zeros_like(error))
 

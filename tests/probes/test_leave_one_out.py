@@ -142,5 +142,9 @@ def test_statistics_of_other_rows_are_an_error(data):
     stats = accumulate(ArrayRows(x), y, folds)
     with pytest.raises(InputError, match="do not belong"):
         ridge_loo(ArrayRows(x), y, (folds + 1) % 3, stats, ALPHAS)
+    with pytest.raises(InputError, match="3 targets do not belong to 2"):
+        ridge_loo(ArrayRows(x), y[:, :2], folds, stats, ALPHAS)
+    with pytest.raises(InputError, match="other sample weights"):
+        ridge_loo(ArrayRows(x), y, folds, stats, ALPHAS, sample_weight=np.full(N, 2.0))
     with pytest.raises(InputError, match=r"alpha -1\.0 is not positive"):
         ridge_gcv(stats, [-1.0])
