@@ -108,14 +108,13 @@ def evaluate(
 
 
 def warn_of_missing_positives(problem: Problem) -> None:
-    """Say once which targets or classes have no positive test row, and so no value of some metrics."""
+    """Say which targets or classes have no positive test row, and so no value of some metrics on any layer."""
     if problem.kind == "regression":
         return
     missing = np.flatnonzero(~problem.y[problem.split.test].any(axis=0))
     if missing.size:
         log.warning(
-            "labels %r: %d of %d targets have no positive test row, and so no F1, average precision or AUROC; means "
-            "leave them out: %s",
+            "labels %r: %d of %d targets have no positive test row, and metrics that need one leave them out: %s",
             problem.labels,
             missing.size,
             len(problem.targets),

@@ -20,13 +20,13 @@ from .threshold_metrics import class_threshold_metrics, threshold_metrics
 Kind = Literal["binary", "multilabel", "multiclass", "regression"]
 Family = Callable[[Array, Array, Array], dict[str, Floats]]
 
+# The metrics of a family share its sums.
 _FAMILIES: dict[Kind, tuple[Family, ...]] = {
     "binary": (threshold_metrics, ranking_metrics),
     "multilabel": (threshold_metrics, ranking_metrics),
     "multiclass": (class_threshold_metrics, class_ranking_metrics),
     "regression": (regression_metrics,),
 }
-# What one family computes shares its sums.
 _PROBABILITY_FAMILIES: dict[Kind, Family] = {
     "binary": probability_metrics,
     "multilabel": probability_metrics,

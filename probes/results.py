@@ -1,4 +1,4 @@
-"""Results of a probing run: one tidy table, the paired comparisons, and where they come from."""
+"""Results of a probing run: one tidy table, the paired comparisons, the draws, and where they come from."""
 
 import json
 import os
