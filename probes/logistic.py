@@ -37,6 +37,10 @@ from .ridge import Eigenbasis, alpha_array, best_alpha, check_folds, eigenbases,
 from .rows import Rows, fold_array, weight_array
 from .statistics import accumulate
 
+_ROWS_PER_COLUMN = 4
+"""Rows per column from which training parts share the eigenvectors of the whole: with five folds, their eigenvalues are
+then within 0.38 and 1.25 of the whole's."""
+
 
 class UnconvergedWarning(UserWarning):
     """Some probes did not reach the tolerance; their ``converged`` flags say which."""
@@ -220,7 +224,7 @@ def logistic_cv(
         Whether each target has its own α; else the one with the least mean log-loss over targets serves all.
         Ties go to the greater α.
     bases : sequence of F + 1 Eigenbasis, optional
-        What `sonde.probes.ridge.eigenbases` gives, if it is known.
+        What `sonde.probes.ridge.eigenbases` gives, if it is known. They change the way to the answer alone.
 
     Returns
     -------
@@ -241,7 +245,7 @@ def logistic_cv(
     fold = fold_array(folds, n_folds)
     labels = label_array(y, fold >= 0, kind)
     objective = _objective(rows, labels, fold, stats, weight_array(sample_weight, fold >= 0), kind, class_weight)
-    by_split = dict(enumerate(bases or eigenbases(stats, standardize=standardize)))
+    by_split = dict(enumerate(bases or _training_bases(stats, standardize)))
     solver = PathSolver(objective, by_split, stats.shift_x, stats.dtype, kind, tol, max_passes)
     found = solver.walk(checked, list(range(n_folds)))
     weight = objective.held_out_weight.reshape(n_folds, found.held_out.shape[2], -1).sum(axis=(0, 2))
@@ -268,6 +272,25 @@ def logistic_cv(
         fold_converged=found.converged,
         n_passes=objective.n_passes,
     )
+
+
+def _training_bases(stats: FoldStatistics, standardize: bool) -> Sequence[Eigenbasis]:
+    """Return a basis for every training part and the whole.
+
+    Where rows abound the parts differ little from the whole: for a share p of N rows and c = D / N the eigenvalues of a
+    part's covariance, against the whole's, are (√(p(1-c)) ± √(c(1-p)))² / p (Wachter 1980, "The limiting empirical
+    measure of multiple discriminant ratios"). One decomposition then serves all, at a few passes more.
+    """
+    if stats.n.sum() < _ROWS_PER_COLUMN * stats.shift_x.shape[0]:
+        return eigenbases(stats, standardize=standardize)
+    whole = eigenbasis(stats.total(), standardize=standardize)
+    bases = []
+    for fold in range(stats.n_folds):
+        part = stats.without(fold)
+        values = whole.values * (part.weight / whole.weight)
+        scale = part.scale if standardize else whole.scale
+        bases.append(Eigenbasis(whole.vectors, values, scale, part.mean_x, part.weight))
+    return [*bases, whole]
 
 
 def _objective(
