@@ -26,7 +26,7 @@ _SMALL = 10**8
 """Bytes of a layer's statistics that are kept however small the layer itself is."""
 
 _OF_STATISTICS = ("n", "weight", "shift_x", "sum_x")
-_OF_BASES = ("vectors", "values", "scale", "live", "mean_x")
+_OF_BASES = ("values", "scale", "live", "mean_x")
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class LayerCache:
 
     def get(
         self,
+        what: str,
         folds: np.ndarray[Any, Any],
         n_folds: int,
         device: str | None,
@@ -82,6 +83,8 @@ class LayerCache:
 
         Parameters
         ----------
+        what
+            Name of what `compute` computes.
         folds
             int ``[N]``, -1 for rows left out.
         n_folds
@@ -92,7 +95,13 @@ class LayerCache:
             Called if nothing is kept.
         """
         digest = hashlib.blake2b(np.asarray(folds).astype("<i8").tobytes(), digest_size=16).hexdigest()
-        about = dict(self.about) | {"folds": digest, "n_folds": n_folds, "where": device or "numpy", "version": VERSION}
+        about = dict(self.about) | {
+            "what": what,
+            "folds": digest,
+            "n_folds": n_folds,
+            "where": device or "numpy",
+            "version": VERSION,
+        }
         key = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
         kept = self.statistics.get(key)
         if kept is not None:
@@ -111,6 +120,10 @@ def _to_arrays(found: LabelFree) -> dict[str, np.ndarray[Any, Any]]:
     arrays = {name: to_numpy(getattr(found.stats, name)) for name in _OF_STATISTICS}
     for name in _OF_BASES:
         arrays[name] = np.stack([to_numpy(getattr(basis, name)) for basis in found.bases])
+    # Training parts may share the vectors of the whole.
+    distinct = {id(basis.vectors): basis.vectors for basis in found.bases}
+    arrays["vectors"] = np.stack([to_numpy(vectors) for vectors in distinct.values()])
+    arrays["vectors_of"] = np.asarray([list(distinct).index(id(basis.vectors)) for basis in found.bases])
     # An empty array of the products' dtype would have no chunk.
     dtype = np.ones(1, dtype=str(found.stats.dtype).rpartition(".")[2])
     return arrays | {"part_weight": np.asarray([basis.weight for basis in found.bases]), "dtype": dtype}
@@ -131,8 +144,13 @@ def _from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -
         dtype=getattr(xp, arrays["dtype"].dtype.name),
     )
     moved = {name: backend.asarray(arrays[name]) for name in _OF_BASES}
+    vectors = [backend.asarray(x) for x in arrays["vectors"]]
     bases = tuple(
-        Eigenbasis(**{name: x[part, ...] for name, x in moved.items()}, weight=float(arrays["part_weight"][part]))
+        Eigenbasis(
+            vectors=vectors[arrays["vectors_of"][part]],
+            weight=float(arrays["part_weight"][part]),
+            **{name: x[part, ...] for name, x in moved.items()},
+        )
         for part in range(n_folds + 1)
     )
     return LabelFree(stats, bases)

@@ -26,7 +26,7 @@ class BatchedLBFGS:
     with the initial matrix :math:`H_0 = (h + \alpha)^{-1}`, h being the diagonal of the loss's curvature at the point,
     scaled down where the newest pair shows a greater curvature (eq. 7.20 in the metric of :math:`H_0`): where few rows
     are still undecided, steps without it are refused one after the other.
-    The history keeps the loss's part of gradient differences, so that it stays valid when α changes.
+    The history stays valid when α changes, as the penalty's part of gradient differences is known.
     Steps end at Armijo's condition, or, where rounding hides the decrease, at the approximate Wolfe condition on slopes
     (Hager & Zhang 2005, eq. 4.1); a refused step is cut by the secant of the slopes.
 
@@ -76,7 +76,8 @@ class BatchedLBFGS:
         self._loss: np.ndarray[Any, Any] | None = None
         self._gradient = backend.zeros(n_problems, size)
         self._curvature = backend.zeros(n_problems, size)
-        # Newest pair last. Of a pair: point difference s, loss-gradient difference y, s·y and s·s (penalised part).
+        # Newest pair last. Of a pair: point difference s, gradient difference y at the present α, and of the products
+        # s·y the loss's part and s·s of the penalty's, whose sum is s·y.
         self._pairs: list[tuple[Array, Array, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
 
     def trial(self) -> Array:
@@ -132,6 +133,11 @@ class BatchedLBFGS:
 
     def retarget(self, problems: np.ndarray[Any, Any], alpha: np.ndarray[Any, Any]) -> None:
         """Give some problems (indices) another α; they go on from where they stand."""
+        if problems.size:
+            at, xp = self._backend.indices(problems), self._backend.xp
+            change = self._column(alpha - self.alpha[problems]) * self._penalised
+            for s, y, _, _ in self._pairs:
+                y[at, :] += change * xp.take(s, at, axis=0)
         self.alpha[problems] = alpha
         self.accepted[problems] = True
         self.stalled[problems] = False
@@ -158,11 +164,11 @@ class BatchedLBFGS:
             rho = self._rho(sy, ss)
             a = rho * self._dot(s, q)
             coefficients.append(a)
-            q -= self._column(a) * y + self._column(a * self.alpha) * (self._penalised * s)
+            q -= self._column(a) * y
         q /= hessian
         q *= self._column(self._gain(hessian))
         for (s, y, sy, ss), a in zip(self._pairs, reversed(coefficients), strict=True):
-            b = self._rho(sy, ss) * (self._dot(y, q) + self.alpha * self._dot(self._penalised * s, q))
+            b = self._rho(sy, ss) * self._dot(y, q)
             q += self._column(a - b) * s
         slope = -self._dot(gradient, q)
         uphill = self.accepted & ~(slope < 0)
@@ -190,6 +196,7 @@ class BatchedLBFGS:
         sy, ss = self._dot(s, y), self._dot(self._penalised * s, s)
         # A problem whose trial was refused puts in an empty pair, which has no effect.
         sy, ss = np.where(self.accepted, sy, 0.0), np.where(self.accepted, ss, 0.0)
+        y += self._column(self.alpha) * self._penalised * s
         self._pairs = [*self._pairs, (s, y, sy, ss)][-self._memory :]
 
     def _rho(self, sy: np.ndarray[Any, Any], ss: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -201,9 +208,8 @@ class BatchedLBFGS:
         """Return by what to multiply H₀ for it to have the curvature of the newest pair, at most 1; shape [P]."""
         if not self._pairs:
             return np.ones(self.alpha.size)
-        s, y, sy, ss = self._pairs[-1]
-        change = y + self._column(self.alpha) * (self._penalised * s)
-        size = self._dot(change, change / hessian)
+        _, y, sy, ss = self._pairs[-1]
+        size = self._dot(y, y / hessian)
         usable = (self._rho(sy, ss) > 0) & (size > np.finfo(np.float64).tiny)
         return np.where(usable, np.minimum(1.0, (sy + self.alpha * ss) / np.where(usable, size, 1.0)), 1.0)
 

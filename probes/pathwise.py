@@ -51,6 +51,16 @@ class Solutions:
     held_out: np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """Of the loss alone, without the penalty, at one point of each problem."""
+
+    loss: np.ndarray[Any, Any]  # [P], over the training rows
+    held_out: np.ndarray[Any, Any]  # [P]
+    gradient: Array  # [P, K·(r+1)], as is the curvature: a diagonal close to the Hessian
+    curvature: Array
+
+
 @dataclass(slots=True)
 class _Walkers:
     """One problem each, at one penalty each; arrays of shape [P] in ascending order of `split`."""
@@ -111,7 +121,9 @@ class PathSolver:
         # Classes of a softmax share their probability: turned so, its mean curvature at the start is diagonal.
         self._turn = {s: self._class_basis(prior) for s, prior in self._prior.items()}
         xp = self._backend.xp
-        self._vectors = {split: xp.astype(basis.vectors, dtype, copy=False) for split, basis in bases.items()}
+        distinct = {id(basis.vectors): basis.vectors for basis in bases.values()}
+        cast = {key: xp.astype(vectors, dtype, copy=False) for key, vectors in distinct.items()}
+        self._vectors = {split: cast[id(basis.vectors)] for split, basis in bases.items()}
 
     def walk(self, alphas: np.ndarray[Any, Any], splits: list[int]) -> Solutions:
         """Solve every problem of every split at every α, from the strongest to the weakest."""
@@ -149,19 +161,29 @@ class PathSolver:
             np.zeros((n_alphas, len(splits), self._n_problems), dtype=bool),
             np.zeros((n_alphas, len(splits), self._n_problems)),
         )
+        null = self._null(walkers)
         problems = BatchedLBFGS(
             backend,
-            self._null(walkers),
+            null,
             np.asarray([q[0][1] for q in walkers.queue]),
             self._penalised(),
             precision=10 * self._eps,
         )
-        # The intercept alone: what gradients are measured against, and the first point.
-        held_out, null_gradient, null_curvature = self._evaluate(problems, walkers, None)
+        # The intercept alone: what gradients are measured against, and the first point; of all stretches the same.
+        problem = walkers.split * self._n_problems + walkers.target
+        _, first, stretch_of = np.unique(problem, return_index=True, return_inverse=True)
+        alike = self._evaluate(xp.take(null, backend.indices(first), axis=0), walkers.keep(first), None)
+        loss, held_out = alike.loss[stretch_of], alike.held_out[stretch_of]
+        null_gradient, null_curvature = (
+            xp.take(a, backend.indices(stretch_of), axis=0) for a in (alike.gradient, alike.curvature)
+        )
+        problems.tell(loss, null_gradient, null_curvature)
         floor = _LEAST_CURVATURE * null_curvature
         if start is not None:
             problems.jump(start)
-            held_out, _, _ = self._evaluate(problems, walkers, floor)
+            at_start = self._evaluate(start, walkers, floor)
+            problems.tell(at_start.loss, at_start.gradient, at_start.curvature)
+            held_out = at_start.held_out
         passes = np.zeros(walkers.split.size, dtype=np.int64)
         weight = np.stack([self._weight(int(s)) for s in splits])
         weight = weight[np.searchsorted(splits, walkers.split), walkers.target]
@@ -191,42 +213,39 @@ class PathSolver:
                     walkers, passes, held_out = walkers.keep(left), passes[left], held_out[left]
                     rounding = rounding[left]
             problems.aim()
-            loss, _, _ = self._evaluate(problems, walkers, floor)
-            held_out = np.where(problems.accepted, loss, held_out)
+            found_here = self._evaluate(problems.trial(), walkers, floor)
+            problems.tell(found_here.loss, found_here.gradient, found_here.curvature)
+            held_out = np.where(problems.accepted, found_here.held_out, held_out)
             passes += 1
 
-    def _evaluate(
-        self, problems: BatchedLBFGS, walkers: _Walkers, floor: Array | None
-    ) -> tuple[np.ndarray[Any, Any], Array, Array]:
-        """Evaluate the trial points in one pass, tell, and return held-out losses, gradients and curvatures."""
+    def _evaluate(self, point: Array, walkers: _Walkers, floor: Array | None) -> _Evaluation:
+        """Evaluate points ([P, K·(D+1)]) in one pass; curvatures are at least `floor`."""
         xp = self._backend.xp
-        weights, intercept = self._raw(problems.trial(), walkers.split)
+        weights, intercept = self._raw(point, walkers.split)
         rounded = xp.astype(weights, self._dtype)
         offset = self._per_split(walkers.split, lambda basis: basis.mean_x - self._shift)
         wide = xp.astype(rounded, xp.float64)
         bias = intercept - xp.sum(wide * offset[:, None, :], axis=2)
         sums = self._objective.evaluate(rounded, xp.astype(bias, self._dtype), walkers.target, walkers.split)
-        raw = sums.gradient - sums.residual[:, :, None] * offset[:, None, :]
-        parts = []
-        for split, begin, end in _blocks(walkers.split):
-            basis = self._bases[split]
-            flat = xp.reshape(raw[begin:end, ...] / basis.scale, (-1, self._hidden))
-            turned = xp.matmul(xp.astype(flat, self._dtype), self._vectors[split])
-            parts.append(xp.reshape(xp.astype(turned, xp.float64), (end - begin, self._n_columns, self._rank)))
+        scale = self._per_split(walkers.split, lambda basis: basis.scale)[:, None, :]
+        raw = (sums.gradient - sums.residual[:, :, None] * offset[:, None, :]) / scale
+        gradient = self._rotate(raw, walkers.split, back=False)
         turn = np.stack([self._turn[int(s)] for s in walkers.split])
-        gradient = xp.concat([xp.concat(parts, axis=0), sums.residual[:, :, None]], axis=2)
-        gradient = xp.matmul(self._backend.asarray(turn.transpose(0, 2, 1)), gradient)
+        gradient = xp.concat([gradient, sums.residual[:, :, None]], axis=2)
+        if self._n_columns > 1:
+            gradient = xp.matmul(self._backend.asarray(turn.transpose(0, 2, 1)), gradient)
         values = self._per_split(walkers.split, lambda basis: self._curvatures(basis))
         mean = np.einsum("pjk,pjl,plk->pk", turn, sums.curvature, turn)
         mean = self._backend.asarray(np.maximum(mean, _LEAST_CURVATURE * mean.max(axis=1, keepdims=True)))
-        curvature = mean[:, :, None] * values[:, None, :]
-        flat_gradient, flat_curvature = (xp.reshape(a, (walkers.split.size, -1)) for a in (gradient, curvature))
-        if floor is not None:
-            flat_curvature = xp.maximum(flat_curvature, floor)
-        problems.tell(self._objective.training_sum(sums.fold_loss, walkers.split), flat_gradient, flat_curvature)
+        curvature = xp.reshape(mean[:, :, None] * values[:, None, :], point.shape)
         n_folds = sums.fold_loss.shape[1]
         padded = np.concatenate([sums.fold_loss, np.zeros((walkers.split.size, 1))], axis=1)
-        return padded[np.arange(walkers.split.size), np.minimum(walkers.split, n_folds)], flat_gradient, flat_curvature
+        return _Evaluation(
+            loss=self._objective.training_sum(sums.fold_loss, walkers.split),
+            held_out=padded[np.arange(walkers.split.size), np.minimum(walkers.split, n_folds)],
+            gradient=xp.reshape(gradient, point.shape),
+            curvature=curvature if floor is None else xp.maximum(curvature, floor),
+        )
 
     def _record(
         self,
@@ -257,15 +276,26 @@ class PathSolver:
     def _raw(self, point: Array, split: np.ndarray[Any, Any]) -> tuple[Array, Array]:
         """Return weights [P, K, D] in raw units of x, and intercepts [P, K] at the mean of x."""
         xp = self._backend.xp
-        turn = self._backend.asarray(np.stack([self._turn[int(s)] for s in split]))
-        columns = xp.matmul(turn, xp.reshape(point, (split.size, self._n_columns, self._rank + 1)))
-        parts = []
-        for s, begin, end in _blocks(split):
-            flat = xp.reshape(columns[begin:end, :, : self._rank], (-1, self._rank))
-            turned = xp.matmul(xp.astype(flat, self._dtype), self._vectors[s].T)
-            weights = xp.astype(turned, xp.float64) / self._bases[s].scale
-            parts.append(xp.reshape(weights, (end - begin, self._n_columns, self._hidden)))
-        return xp.concat(parts, axis=0), columns[:, :, self._rank]
+        columns = xp.reshape(point, (split.size, self._n_columns, self._rank + 1))
+        if self._n_columns > 1:
+            columns = xp.matmul(self._backend.asarray(np.stack([self._turn[int(s)] for s in split])), columns)
+        scale = self._per_split(split, lambda basis: basis.scale)[:, None, :]
+        return self._rotate(columns[:, :, : self._rank], split, back=True) / scale, columns[:, :, self._rank]
+
+    def _rotate(self, x: Array, split: np.ndarray[Any, Any], *, back: bool) -> Array:
+        """Multiply rows, [P, K, D], by the eigenvectors of their splits, or those of [P, K, r] by their transposes."""
+        xp = self._backend.xp
+        rows = xp.reshape(xp.astype(x, self._dtype), (-1, x.shape[2]))
+        ends = [*(np.flatnonzero(np.diff(split)) + 1).tolist(), split.size]
+        parts, begin = [], 0
+        for i, end in enumerate(ends):
+            vectors = self._vectors[int(split[begin])]
+            if i + 1 < len(ends) and self._vectors[int(split[end])] is vectors:
+                continue  # splits that share their eigenvectors are multiplied at once
+            some = rows[begin * self._n_columns : end * self._n_columns, :]
+            parts.append(xp.matmul(some, vectors.T if back else vectors))
+            begin = end
+        return xp.astype(xp.reshape(xp.concat(parts, axis=0), (*x.shape[:2], -1)), xp.float64)
 
     def _null(self, walkers: _Walkers) -> Array:
         """Return the points of probes without weights, whose intercepts give the prevalences; shape [P, K·(r+1)]."""
@@ -316,9 +346,3 @@ class PathSolver:
     def _weight(self, split: int) -> np.ndarray[Any, Any]:
         """Return the sum of the training rows' weights, those of their classes in them, for each problem ([P])."""
         return np.asarray(self._objective.training_weight[split].reshape(self._n_problems, -1).sum(axis=1))
-
-
-def _blocks(split: np.ndarray[Any, Any]) -> list[tuple[int, int, int]]:
-    """Return (split, begin, end) of the runs of an ascending array."""
-    present, begin = np.unique(split, return_index=True)
-    return [(int(s), int(b), int(e)) for s, b, e in zip(present, begin, [*begin[1:].tolist(), split.size], strict=True)]
