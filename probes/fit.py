@@ -18,7 +18,7 @@ from .cache import LabelFree, LayerCache
 from .class_weights import ClassWeight
 from .discriminant import LinearFit, lda, mean_difference
 from .dual import statistics_for
-from .logistic import LogisticFit, logistic_cv
+from .logistic import LogisticFit, logistic_bases, logistic_cv
 from .objective import Kind as LogisticKind
 from .problem import Problem
 from .ridge import RidgeFit, eigenbases, ridge_cv
@@ -130,16 +130,19 @@ def ensure_solvable(
         raise InputError(f"class weights are for logistic probes of sonde, not for {solver} probes of {library}")
 
 
-def label_free(rows: Rows, problem: Problem, device: str | None = None, cache: LayerCache | None = None) -> LabelFree:
+def label_free(
+    rows: Rows, problem: Problem, solver: Solver, device: str | None = None, cache: LayerCache | None = None
+) -> LabelFree:
     """Compute, or take from the cache of these rows, what no label changes: sums of the folds and eigenbases."""
+    make = logistic_bases if solver == "logistic" else eigenbases
     ensure_device(device)
     folds, n_folds = problem.split.folds, problem.split.n_folds
 
     def compute() -> LabelFree:
         stats = statistics_for(rows, None, folds, n_folds=n_folds, device=device)
-        return LabelFree(stats.light(), eigenbases(stats))
+        return LabelFree(stats.light(), make(stats))
 
-    return compute() if cache is None else cache.get(folds, n_folds, device, compute)
+    return compute() if cache is None else cache.get(make.__name__, folds, n_folds, device, compute)
 
 
 def fit_layer(
@@ -218,7 +221,7 @@ def _solve(
     y, folds, n_folds, per_target = problem.y, problem.split.folds, problem.split.n_folds, problem.per_target
     if solver == "mass-mean":
         return mean_difference(accumulate(rows, y, folds, n_folds=n_folds, device=device), per_target=per_target)
-    known = known or label_free(rows, problem, device)
+    known = known or label_free(rows, problem, solver, device)
     if solver == "logistic":
         kind: LogisticKind = "multilabel" if per_target else "multinomial"
         return logistic_cv(rows, y, folds, known.stats, alphas, kind=kind, class_weight=class_weight, bases=known.bases)

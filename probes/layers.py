@@ -111,7 +111,7 @@ class LayerTask:
             known = None
             if recipe.library == "sonde" and solver != "mass-mean":
                 cache = LayerCache.of(store.statistics, layer) if recipe.cache else None
-                known = label_free(rows, problem, device, cache)
+                known = label_free(rows, problem, solver, device, cache)
             fit = fit_layer(
                 rows,
                 problem,

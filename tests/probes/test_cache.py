@@ -1,5 +1,6 @@
 """What no label changes is computed once: the next labels have the numbers of a run that computes it again, bit for bit."""
 
+import functools
 import logging
 import shutil
 from pathlib import Path
@@ -27,13 +28,15 @@ def store(example: Any, tmp_path: Path) -> Store:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What has been decomposed, a layer at a time; the decomposition itself stays the real one."""
     calls: list[Any] = []
-    real = sonde.probes.fit.eigenbases
+    for name in ("eigenbases", "logistic_bases"):
+        real = getattr(sonde.probes.fit, name)
 
-    def counted(stats: Any) -> Any:
-        calls.append(stats)
-        return real(stats)
+        @functools.wraps(real)
+        def counted(stats: Any, real: Any = real) -> Any:
+            calls.append(stats)
+            return real(stats)
 
-    monkeypatch.setattr(sonde.probes.fit, "eigenbases", counted)
+        monkeypatch.setattr(sonde.probes.fit, name, counted)
     return calls
 
 
