@@ -132,7 +132,7 @@ class LogisticObjective:
         residual_sum = backend.zeros(n_problems * n_columns)
         fold_loss = backend.zeros(self._n_folds, n_problems)
         curvature = backend.zeros(n_problems, n_columns, n_columns)
-        columns, class_weight = backend.indices(target), self._class_factors(target, split)
+        columns, factors = backend.indices(target), self._class_factors(target, split)
         bounds = np.searchsorted(split, np.arange(self._n_folds + 1)).tolist()
         sizes = (_BLOCK, _PIECE) if str(backend.device) == "cpu" else (2**25, 2**25)
         block, piece = (max(64, size // flat.shape[0]) for size in sizes)
@@ -142,32 +142,14 @@ class LogisticObjective:
                 x = backend.asarray(chunk[start : start + block, :], self._dtype)
                 x = x if self._shift is None else x - self._shift
                 x = x if self._live is None else x * self._live
-                logits = xp.matmul(x, flat.T)
+                logits = xp.matmul(x, flat.T)  # and, piece by piece, residuals
                 for first in range(0, x.shape[0], piece):
-                    z = logits[first : first + piece, :]
-                    at = positions[start + first : start + first + z.shape[0]]
-                    z = xp.reshape(z + flat_bias, (-1, n_problems, n_columns))
-                    labels = backend.asarray(self._labels[at], self._dtype)
-                    if self._kind == "multilabel":
-                        labels = xp.take(labels, columns, axis=1)[:, :, None]
-                        loss, residual, spread = _sigmoid(xp, z, labels)
-                        p, counted = None, spread
-                    else:
-                        labels = labels[:, None, :]
-                        loss, residual, p = _softmax(xp, z, labels)
-                        counted = xp.asarray(p, copy=True)
-                    count = self._count(at, labels, class_weight)
-                    if count is not None:
-                        loss, residual, counted = loss * count[:, :, 0], residual * count, counted * count
-                    fold_loss += xp.matmul(self._membership(at).T, loss)
-                    for fold in range(self._n_folds):  # whose rows do not train the problems that hold them out
-                        begin, end = bounds[fold], bounds[fold + 1]
-                        if begin < end:
-                            rows = backend.indices(np.flatnonzero(self._folds[at] == fold))
-                            residual[rows, begin:end, :] = 0
-                            counted[rows, begin:end, :] = 0
-                    curvature += self._curvature(p, counted)
-                    logits[first : first + piece, :] = xp.reshape(residual, (-1, flat.shape[0]))
+                    some = slice(first, min(first + piece, x.shape[0]))
+                    z = xp.reshape(logits[some, :] + flat_bias, (-1, n_problems, n_columns))
+                    loss, residual, spread = self._differentiate(z, positions[start:][some], columns, factors, bounds)
+                    logits[some, :] = xp.reshape(residual, (-1, flat.shape[0]))
+                    fold_loss += loss
+                    curvature += spread
                 gradient += xp.matmul(logits.T, x)
                 residual_sum += xp.sum(logits, axis=0, dtype=xp.float64)
         per_problem = (n_problems, n_columns)
@@ -190,6 +172,52 @@ class LogisticObjective:
         trains = np.arange(self._n_folds)[None, :] != split[:, None]
         return np.asarray((per_fold * trains).sum(axis=1))
 
+    def _differentiate(
+        self, z: Array, at: np.ndarray[Any, Any], columns: Array, factors: Array | None, bounds: list[int]
+    ) -> tuple[Array, Array, Array]:
+        """Return sums of losses [F, P], residuals [n, P, K] and sums of curvatures [P, K, K] of logits [n, P, K].
+
+        Parameters
+        ----------
+        at : int array of shape [n], numpy
+            Sample rows.
+        columns : int array of shape [P]
+            Of the labels; multilabel problems have one each.
+        factors : array of shape [P, K, 2], or None
+            By label.
+        bounds : list of F + 1 int
+            Where the problems that hold out each fold begin.
+        """
+        backend, xp, fold = self._backend, self._backend.xp, self._folds[at]
+        labels = backend.asarray(self._labels[at], self._dtype)
+        if self._kind == "multilabel":
+            labels = xp.take(labels, columns, axis=1)[:, :, None]
+            loss, residual, spread = _sigmoid(xp, z, labels)
+        else:
+            labels = labels[:, None, :]
+            loss, residual, p = _softmax(xp, z, labels)
+            spread = xp.asarray(p, copy=True)
+        counts = []
+        if factors is not None:
+            counts.append(xp.sum(factors[:, :, 0] + labels * (factors[:, :, 1] - factors[:, :, 0]), axis=2)[:, :, None])
+        if self._sample_weight is not None:
+            counts.append(backend.asarray(self._sample_weight[at], self._dtype)[:, None, None])
+        for count in counts:
+            loss = loss * count[:, :, 0]
+            residual *= count
+            spread *= count
+        for f in range(self._n_folds):  # whose rows have no part in the problems that hold them out
+            if bounds[f] < bounds[f + 1]:
+                rows = backend.indices(np.flatnonzero(fold == f))
+                residual[rows, bounds[f] : bounds[f + 1], :] = 0
+                spread[rows, bounds[f] : bounds[f + 1], :] = 0
+        curvature = xp.sum(spread, axis=0)[:, :, None]
+        if self._kind == "multinomial":
+            outer = xp.matmul(xp.permute_dims(p, (1, 2, 0)), xp.permute_dims(spread, (1, 0, 2)))
+            curvature = curvature * backend.asarray(np.eye(p.shape[2])) - outer
+        member = backend.asarray(np.arange(self._n_folds)[:, None] == fold, self._dtype)
+        return xp.matmul(member, loss), residual, curvature
+
     def _class_factors(self, target: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> Array | None:
         """Return the factors by label, [P, K, 2], of every problem's classes, or None for ones."""
         if self._class_weight is None:
@@ -198,29 +226,6 @@ class LogisticObjective:
         if self._kind == "multilabel":
             factors = factors[np.arange(split.size), target][:, None, :]
         return self._backend.asarray(factors, self._dtype)
-
-    def _count(self, at: np.ndarray[Any, Any], labels: Array, class_weight: Array | None) -> Array | None:
-        """Return by what the losses of rows count, [n, P, 1] or [n, 1, 1], or None for ones."""
-        xp, count = self._backend.xp, None
-        if class_weight is not None:
-            zero, one = class_weight[None, :, :, 0], class_weight[None, :, :, 1]
-            count = xp.sum(zero + labels * (one - zero), axis=2, keepdims=True)
-        if self._sample_weight is not None:
-            weight = self._backend.asarray(self._sample_weight[at], self._dtype)[:, None, None]
-            count = weight if count is None else count * weight
-        return count
-
-    def _curvature(self, p: Array | None, counted: Array) -> Array:
-        """Return Σ diag(p) - ppᵀ, [P, K, K], each row as often as it counts, or Σ p(1-p) where `p` is None."""
-        xp, total = self._backend.xp, self._backend.xp.sum(counted, axis=0)[:, :, None]
-        if p is None:
-            return total
-        outer = xp.matmul(xp.permute_dims(p, (1, 2, 0)), xp.permute_dims(counted, (1, 0, 2)))
-        return total * self._backend.asarray(np.eye(p.shape[2])) - outer
-
-    def _membership(self, at: np.ndarray[Any, Any]) -> Array:
-        """Return [n, F]: one in each row's own fold, else zero."""
-        return self._backend.asarray(np.arange(self._n_folds) == self._folds[at][:, None], self._dtype)
 
 
 def label_array(y: Any, used: np.ndarray[Any, Any], kind: Kind) -> np.ndarray[Any, Any]:
