@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sonde.errors import StoreError
 
@@ -21,7 +20,9 @@ from .layers import LayerTask, ProbedLayer
 from .probe import Probe
 from .tables import COLUMNS, read_table, tidy, write_atomically, write_table
 
-LAYERS, _DESCRIPTION = "layers", "run.json"
+LAYERS = "layers"
+# Readers of a folder of tables pass over names that begin so.
+_DESCRIPTION = "_run.json"
 
 
 class Parts:
@@ -77,7 +78,7 @@ class Parts:
         described = {k: v for k, v in asdict(probe).items() if k not in ("weights", "bias")}
         told = {"probe": json.dumps(described), "controls": json.dumps([dict(control) for control in layer.controls])}
         data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, told)
-        write_atomically(self._folder / f"{name}.safetensors", data)
+        write_atomically(self._folder / f"_{name}.safetensors", data)
         where = {"site": probe.site, "tokens": probe.tokens, "layer": probe.layer, "solver": probe.solver}
         rows = [self._origin | where | record for record in layer.evaluation.records]
         table = tidy(pd.DataFrame.from_records(rows, columns=list(COLUMNS)), COLUMNS)
@@ -91,30 +92,24 @@ class Parts:
         from safetensors import safe_open
 
         path = self._folder / _name(task.spec.site, task.spec.tokens, task.layer)
-        if not path.with_suffix(".parquet").is_file():
+        if not path.with_name(f"{path.name}.parquet").is_file():
             return None
+        kept = [column for column in COLUMNS if column not in {*self._origin, "site", "tokens", "layer", "solver"}]
         try:
-            rows, _ = read_table(path.with_suffix(".parquet"), COLUMNS)
-            with safe_open(path.with_suffix(".safetensors"), "numpy") as file:
+            rows, _ = read_table(path.with_name(f"{path.name}.parquet"), COLUMNS)
+            with safe_open(path.with_name(f"_{path.name}.safetensors"), "numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 described, controls = (json.loads(file.metadata()[name]) for name in ("probe", "controls"))
+            described |= {"targets": tuple(described["targets"]), "alpha": tuple(described["alpha"])}
+            records = [dict(zip(kept, row, strict=True)) for row in rows[kept].itertuples(index=False)]
+            # safetensors has an order of its own.
+            draws = {metric: arrays[f"draws/{metric}"] for metric in rows["metric"].unique()}
+            probe = Probe(**described, weights=arrays["weights"], bias=arrays["bias"])
+            return ProbedLayer(task.spec, probe, arrays["scores"], Evaluation(records, draws), controls)
         # Bytes of anyone: what cannot be read is made again.
         except Exception:
             return None
-        described |= {"targets": tuple(described["targets"]), "alpha": tuple(described["alpha"])}
-        kept = [column for column in COLUMNS if column not in {*self._origin, "site", "tokens", "layer", "solver"}]
-        draws: dict[str, NDArray[np.float32]] = {
-            name.removeprefix("draws/"): x for name, x in arrays.items() if name.startswith("draws/")
-        }
-        return ProbedLayer(
-            task.spec,
-            Probe(**described, weights=arrays["weights"], bias=arrays["bias"]),
-            arrays["scores"],
-            Evaluation([dict(zip(kept, row, strict=True)) for row in rows[kept].itertuples(index=False)], draws),
-            controls,
-        )
 
 
 def _name(site: str, tokens: str, layer: int) -> str:
-    # Dots part them, and with_suffix must not take one of theirs for its own.
-    return "-".join(quote(part, safe="").replace(".", "%2E").replace("-", "%2D") for part in (site, tokens, str(layer)))
+    return "-".join(quote(part, safe="").replace("-", "%2D") for part in (site, tokens, str(layer)))

@@ -1,4 +1,4 @@
-"""What no label changes is computed once: the next labels have the numbers of a run that computes it again, bit for bit."""
+"""What no label changes is computed once, and the next labels have the numbers of a run that computes it again."""
 
 import functools
 import logging
