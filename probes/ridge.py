@@ -347,14 +347,18 @@ def _held_out_error(
     error = held_out.syy + held_out.weight * step_y**2 - 2 * xp.matmul(shrink, projected * cross)
     error -= xp.matmul(shrink**2 * basis.values, projected**2)
     error += held_out.weight**2 / (held_out.weight + training.weight) * xp.matmul(shrink, projected * drift) ** 2
+    # In the dtype of the rows' products, whose rounding the Gram matrices have in them already.
+    dtype = training.dtype
+    root, vectors = (xp.astype(x, dtype) for x in (root * (basis.live / basis.scale)[:, None], basis.vectors))
     # Of a product of three matrices, many solutions are worth having the first two multiplied; few are not.
-    spread = basis.project(root).T if alphas.size * n_targets > projected.shape[0] else None
+    spread = xp.matmul(root.T, vectors) if alphas.size * n_targets > projected.shape[0] else None
     block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * max(1, n_targets)))
     for start in range(0, alphas.size, block):
         some = alphas[start : start + block]
-        solutions = basis.shrink(projected, some[:, None])
-        fitted = xp.matmul(root.T, basis.expand(solutions)) if spread is None else xp.matmul(spread, solutions)
-        error[start : start + block, :] += xp.reshape(xp.sum(fitted**2, axis=0), (some.size, n_targets))
+        solutions = xp.astype(basis.shrink(projected, some[:, None]), dtype)
+        fitted = xp.matmul(root.T, xp.matmul(vectors, solutions)) if spread is None else xp.matmul(spread, solutions)
+        squares = xp.sum(fitted**2, axis=0, dtype=xp.float64)
+        error[start : start + block, :] += xp.reshape(squares, (some.size, n_targets))
     return xp.where(error > 0, error, xp.zeros_like(error))
 
 
