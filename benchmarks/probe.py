@@ -17,17 +17,17 @@ one float64 eigendecomposition of every training part, those of the folds and th
 XᵀY, the solutions of all targets and alphas, their held-out errors, and scores of every row.
 
 Fairness: contestants of a question run in turns on the same data, folds and alphas, and medians are compared; one that
-has run for a minute gets no more turns, and its first, which else warms up, counts if it was the only one. What each
-found is printed beside its time. Peers (`benchmarks.probe_peers`) have one layer in memory as float32 and all threads
-of the machine; sonde reads its layer from the store. Their time is multiplied by the layers, and that of loops over
-targets, which time some of them, by the targets too: `all layers` is what their loop would take. scikit-learn's
-`RidgeCV` chooses one alpha for all targets, since it allows no more with given folds; a loop over targets would take
-as many times longer. himalaya runs on the faster of its backends for CPUs, found by fits of one alpha; its dual
-`KernelRidgeCV` decomposes a matrix of all rows and is left out where there are more rows than columns.
-scikit-learn's logistic loop has the loosest `tol`, in float32 or float64, whose objective comes within 1e-6 of the
-optimum (Newton's method to its end) for every timed target and alpha; the search is not timed. `excess` is the
-greatest relative excess over those optima. probelab cannot be told a tolerance; Adam minimises without a penalty until
-a validation loss stops falling, as most papers do: it answers another question, and its score is beside it.
+has run for 20 seconds gets no more turns, and its first, which else warms up, counts if it was the only one. What each
+found is printed beside its time. Peers (`benchmarks.probe_peers`) have one layer in memory as float32; sonde reads its
+layer from the store. Both have one thread: `all layers` is their time multiplied by the layers and divided by the
+cores, as if they went about it like sonde and no layer ever hindered another. Loops over targets are timed on some
+and multiplied: targets are fits of their own. scikit-learn's `RidgeCV` chooses one alpha for all targets, since it
+allows no more with given folds; a loop over targets would take as many times longer. himalaya runs on the faster of
+its backends for CPUs, found by fits of one alpha; its dual `KernelRidgeCV` decomposes a matrix of all rows and is left
+out where there are more rows than columns. scikit-learn's logistic loop has the loosest `tol`, in float32 or float64,
+whose objective comes within 1e-6 of the optimum (Newton's method to its end) for every timed target and alpha; the
+search is not timed. `excess` is the greatest relative excess over those optima. probelab cannot be told a tolerance.
+Adam minimises without a penalty until a validation loss stops falling, as most papers do: it answers another question.
 probekit is no contestant: it brings SAELens and with it another transformers, and its probes are scikit-learn's or
 batched for many layers at one penalty.
 
@@ -55,6 +55,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from dask.system import CPU_COUNT
 
 from sonde.probes import ArrayRows, Problem, accumulate, logistic_path, probe
 from sonde.probes.fit import Solver
@@ -73,6 +74,7 @@ from .probe_peers import (
     himalaya_backend,
     himalaya_ridge_cv,
     loosest,
+    one_thread,
     probelab_logistic,
     sklearn_logistic,
     sklearn_ridge_cv,
@@ -83,7 +85,7 @@ from .result import Owed, conclude, interleave, launch
 Row: TypeAlias = dict[str, Any]
 Answer: TypeAlias = tuple[list[Row], list[Owed]]
 
-_ENOUGH_SECONDS = 60.0
+_ENOUGH_SECONDS = 20.0
 _EXCESS = 1e-6
 _ABSENT = "not installed"
 _SKLEARN_RIDGE = "scikit-learn RidgeCV(cv)"
@@ -110,7 +112,7 @@ class Size:
     growth
         The sweeps.
     in_memory
-        N, and the hidden size.
+        N and the hidden size of the layer whose memory is measured.
     """
 
     ridge: Shape
@@ -129,7 +131,7 @@ FULL = Size(
     3,
     1000,
     Growth(Shape(4, 8_000, 384, 40, 10, 8), (0.25, 0.5, 1, 2), 2),
-    (16_384, 512),
+    (8_192, 512),
 )
 FAST = Size(
     Shape(4, 4_000, 256, 40, 10, 5),
@@ -138,7 +140,7 @@ FAST = Size(
     2,
     200,
     Growth(Shape(2, 2_000, 128, 16, 8, 4), (0.5, 1, 2), 1),
-    (8_192, 256),
+    (8_192, 512),
 )
 TINY = Size(
     Shape(2, 400, 16, 4, 3, 3),
@@ -177,7 +179,8 @@ def ridge(folder: Path, size: Size) -> Answer:
     peers = {_SKLEARN_RIDGE: sklearn_ridge_cv, "scikit-learn RidgeCV, leave-one-out": sklearn_ridge_loo}
     himalaya = "himalaya RidgeCV"
     if not absent("himalaya"):
-        backend = himalaya_backend(data)
+        with one_thread():
+            backend = himalaya_backend(data)
         himalaya += f", {backend}"
         peers[himalaya] = partial(himalaya_ridge_cv, backend=backend)
     layer = OneLayer("ridge", store, problem, data, seconds["sonde"])
@@ -203,8 +206,9 @@ def logistic(folder: Path, size: Size) -> Answer:
     data = LayerData.of(store, problem, 0, alphas)
     # From the rarest to the most even.
     targets = np.linspace(0, len(problem.targets) - 1, size.timed_targets).astype(int).tolist()
-    optimum = Optimum.of(data, targets)
-    dtype, tol = loosest(optimum, _EXCESS)
+    with one_thread():
+        optimum = Optimum.of(data, targets)
+        dtype, tol = loosest(optimum, _EXCESS)
     lbfgs = f"scikit-learn lbfgs, tol={tol:g}, {np.dtype(dtype)}"
     fits = {
         lbfgs: sklearn_logistic("lbfgs", tol, dtype),
@@ -261,12 +265,15 @@ class OneLayer:
             found[name] = fit(self.data)
 
         everyone = {"sonde": self._ours, **peers}
-        seconds = take_turns({name: partial(keep, name, fit) for name, fit in everyone.items()}, rounds)
-        n_layers, n_targets = len(self.store.arrays[0].layers), len(self.problem.targets)
+        with one_thread():
+            seconds = take_turns({name: partial(keep, name, fit) for name, fit in everyone.items()}, rounds)
+        n_targets = len(self.problem.targets)
+        # Of one thread to all layers on all cores.
+        factor = len(self.store.arrays[0].layers) / min(CPU_COUNT, len(self.store.arrays[0].layers))
         rows, times = [], {}
         for who, took in seconds.items():
             some = found[who].shape[1] < n_targets
-            all_layers = took * n_layers * (n_targets / len(self.targets) if some else 1)
+            all_layers = took * factor * (n_targets / len(self.targets) if some else 1)
             times[who] = all_layers / self.of_all
             row = {"what": self.what, "who": who, "seconds": took, "all layers": all_layers, "of sonde": times[who]}
             scores = found[who] if some or not self.targets else found[who][:, self.targets]
@@ -308,7 +315,8 @@ def fold_statistics(data: LayerData, rounds: int) -> list[Row]:
         found["cvmatrix"] = cvmatrix_statistics(data)
 
     what, missing = "statistics: one layer", absent("cvmatrix")
-    seconds = interleave({"sonde": ours} if missing else {"sonde": ours, "cvmatrix": theirs}, rounds)
+    with one_thread():
+        seconds = interleave({"sonde": ours} if missing else {"sonde": ours, "cvmatrix": theirs}, rounds)
     x = data.x[data.folds != 0].astype(np.float64)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     exact = x.T @ x
@@ -355,15 +363,20 @@ def reprobe(store: Store, shape: Shape, size: Size) -> Answer:
 def memory(folder: Path, size: Size) -> Answer:
     """Peak memory at N and 4 N rows, of a process that does nothing else."""
     if not _CLEAR_REFS.exists():
-        return [{"what": "peak memory", "who": "sonde", "note": f"not known without {_CLEAR_REFS}"}], []
+        return [{"what": "memory", "who": "sonde", "note": f"not known without {_CLEAR_REFS}"}], []
     n_rows, hidden = size.in_memory
-    shapes = {name: Shape(1, n, hidden, 2, 1, 5) for name, n in (("N", n_rows), ("4 N", 4 * n_rows))}
+    shapes = {name: Shape(1, n, hidden, 2, 5, 2) for name, n in (("N", n_rows), ("4 N", 4 * n_rows))}
     stores = [write_store(folder / f"{shape.rows}.zarr", shape) for shape in shapes.values()]
     command = [sys.executable, "-m", "benchmarks.probe_memory", *(str(store.location) for store in stores)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     rows = [
-        {"what": f"{shape}", "who": who, "peak MB": peaks[name], "MB before": peaks["before"]}
+        {
+            "what": f"a layer of {shape.rows:,} x {hidden}",
+            "who": who,
+            "peak MB": peaks[name],
+            "MB before": peaks["before"],
+        }
         for who, peaks in found.items()
         for name, shape in shapes.items()
     ]
@@ -374,7 +387,7 @@ def memory(folder: Path, size: Size) -> Answer:
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run all in turns, as `interleave`; who has run for a minute gets no more turns, and one turn may be all."""
+    """Run all in turns, as `interleave`; who has run for long enough gets no more, and one turn may be all."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(1 + rounds):
         for name, run in contestants.items():

@@ -24,7 +24,7 @@ _ALPHAS = np.logspace(0, 5, 5)
 def main(few: str, many: str) -> dict[str, dict[str, float]]:
     """Return megabytes by what is done: of this process before, its peak at N and at 4 N."""
     stores = {"N": Store.open(few), "4 N": Store.open(many)}
-    problems = {name: Problem.of(store, "objects") for name, store in stores.items()}
+    problems = {name: Problem.of(store, "objects", n_folds=2) for name, store in stores.items()}
     found: dict[str, dict[str, float]] = {}
     for what, run in {"statistics and solution": solve, "the whole layer": fit}.items():
         # The first run is to find the libraries loaded and the allocator at work.

@@ -1,8 +1,8 @@
 """Other ways to fit the probes of one layer, and what they find.
 
-Peers are given the layer in memory as float32 (`LayerData`) and all of the machine's threads. Each answers with scores
-of the test rows ``[row, target]``. Standardisation is part of every fit: a peer's pipeline fits it to all training
-rows, where sonde fits it to those of each fold's training part.
+Peers are given the layer in memory as float32 (`LayerData`). Each answers with scores of the test rows
+``[row, target]``. Standardisation is part of every fit: a ridge peer's pipeline fits it to all training rows, where
+sonde fits it to those of each fold's training part.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -29,6 +30,19 @@ _ADAM_RATE, _ADAM_BATCH, _PATIENCE, _MOST_EPOCHS = 1e-3, 256, 5, 200
 def absent(package: str) -> bool:
     """Whether a peer is not installed."""
     return importlib.util.find_spec(package) is None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give BLAS, OpenMP and torch one thread each."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
 
 
 # Ridge
@@ -163,7 +177,7 @@ def probelab_logistic(x: Floats, y: Floats, alpha: float) -> tuple[Floats, float
     probe = probelab.probes.Logistic(C=1 / alpha, seed=0)
     probe.fit(probelab.Activations(torch.from_numpy(x), dims="bh"), torch.from_numpy(y))
     weights = probe.linear.weight.detach().numpy()[0] / probe.scaler_std.numpy()
-    return weights, float(probe.linear.bias) - float(weights @ probe.scaler_mean.numpy())
+    return weights, probe.linear.bias.item() - float(weights @ probe.scaler_mean.numpy())
 
 
 def objective(x: Floats, y: Floats, weights: Floats, bias: float, alpha: float) -> float:
