@@ -19,17 +19,16 @@ XᵀY, the solutions of all targets and alphas, their held-out errors, and score
 Fairness: contestants of a question run in turns on the same data, folds and alphas, and medians are compared; one that
 has run for 20 seconds gets no more turns, and its first, which else warms up, counts if it was the only one. What each
 found is printed beside its time. Peers (`benchmarks.probe_peers`) have one layer in memory as float32; sonde reads its
-layer from the store. Both have one thread: `all layers` is their time multiplied by the layers and divided by the
-cores, as if they went about it like sonde and no layer ever hindered another. Loops over targets are timed on some
-and multiplied: targets are fits of their own. scikit-learn's `RidgeCV` chooses one alpha for all targets, since it
-allows no more with given folds; a loop over targets would take as many times longer. himalaya runs on the faster of
-its backends for CPUs, found by fits of one alpha; its dual `KernelRidgeCV` decomposes a matrix of all rows and is left
-out where there are more rows than columns. scikit-learn's logistic loop has the loosest `tol`, in float32 or float64,
-whose objective comes within 1e-6 of the optimum (Newton's method to its end) for every timed target and alpha; the
-search is not timed. `excess` is the greatest relative excess over those optima. probelab cannot be told a tolerance.
-Adam minimises without a penalty until a validation loss stops falling, as most papers do: it answers another question.
-probekit is no contestant: it brings SAELens and with it another transformers, and its probes are scikit-learn's or
-batched for many layers at one penalty.
+layer from the store. Both have one thread, as sonde gives every layer; more layers and cores change both alike. Loops
+over targets are timed on some of them, and `of sonde` counts all: targets are fits of their own. scikit-learn's
+`RidgeCV` chooses one alpha for all targets, since it allows no more with given folds; a loop over targets would take
+as many times longer. himalaya runs on the faster of its backends for CPUs, found by fits of one alpha; its dual
+`KernelRidgeCV` decomposes a matrix of all rows and is left out where there are more rows than columns. scikit-learn's
+logistic loop has the loosest `tol`, in float32 or float64, whose objective comes within 1e-6 of the optimum (Newton's
+method to its end) for every timed target and alpha; the search is not timed. `excess` is the greatest relative excess
+over those optima. probelab cannot be told a tolerance. Adam minimises without a penalty until a validation loss stops
+falling, as most papers do: it answers another question. probekit is no contestant: it brings SAELens and with it
+another transformers, and its probes are scikit-learn's or batched for many layers at one penalty.
 
 Memory is measured where rows are streamed, and for a whole layer, which stays in memory between passes up to 1 GiB.
 
@@ -44,27 +43,24 @@ import argparse
 import importlib.metadata
 import inspect
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from dask.system import CPU_COUNT
 
 from sonde.probes import ArrayRows, Problem, accumulate, logistic_path, probe
-from sonde.probes.fit import Solver
-from sonde.probes.metrics import auroc, log_loss, macro, r2
 from sonde.store import Store
 
 from .probe_data import SITE, TOKENS, Floats, LayerData, Shape, fit_one, write_store
 from .probe_floor import on_all_layers, time_ridge
 from .probe_growth import Growth, draw, grow
+from .probe_layer import OneLayer, Row, take_turns
 from .probe_peers import (
     LogisticLoop,
     Optimum,
@@ -82,10 +78,8 @@ from .probe_peers import (
 )
 from .result import Owed, conclude, interleave, launch
 
-Row: TypeAlias = dict[str, Any]
 Answer: TypeAlias = tuple[list[Row], list[Owed]]
 
-_ENOUGH_SECONDS = 20.0
 _EXCESS = 1e-6
 _ABSENT = "not installed"
 _SKLEARN_RIDGE = "scikit-learn RidgeCV(cv)"
@@ -130,7 +124,7 @@ FULL = Size(
     4,
     3,
     1000,
-    Growth(Shape(4, 8_000, 384, 40, 10, 8), (0.25, 0.5, 1, 2), 2),
+    Growth(Shape(4, 6_000, 256, 40, 10, 8), (0.25, 0.5, 1, 2), 1),
     (8_192, 512),
 )
 FAST = Size(
@@ -183,7 +177,7 @@ def ridge(folder: Path, size: Size) -> Answer:
             backend = himalaya_backend(data)
         himalaya += f", {backend}"
         peers[himalaya] = partial(himalaya_ridge_cv, backend=backend)
-    layer = OneLayer("ridge", store, problem, data, seconds["sonde"])
+    layer = OneLayer("ridge", store, problem, data)
     of_one, times = layer.beside(peers, size.rounds)
     rows += of_one
     owed.append(Owed(f"ridge, times faster than {_SKLEARN_RIDGE}", times[_SKLEARN_RIDGE], 20))
@@ -217,7 +211,7 @@ def logistic(folder: Path, size: Size) -> Answer:
     if not absent("probelab"):
         fits["probelab"] = probelab_logistic
     loops = {name: LogisticLoop(fit_one, targets) for name, fit_one in fits.items()}
-    layer = OneLayer("logistic", store, problem, data, seconds, targets)
+    layer = OneLayer("logistic", store, problem, data, targets)
     of_one, times = layer.beside({**loops, "Adam": adam}, size.rounds)
     excess = {name: max(optimum.excess_of(fit_one)) for name, fit_one in fits.items()}
     excess["sonde"] = max(optimum.excess(our_probes(data, targets)))
@@ -227,66 +221,6 @@ def logistic(folder: Path, size: Size) -> Answer:
     if absent("probelab"):
         of_one.append({"what": layer.what, "who": "probelab", "note": _ABSENT})
     return rows + of_one, [Owed("logistic, times faster than scikit-learn lbfgs", times[lbfgs], 30)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OneLayer:
-    """The first layer of a store, to be probed by sonde and by peers.
-
-    Attributes
-    ----------
-    solver, store, problem, data
-        What is asked, and the layer as peers are given it.
-    of_all
-        Seconds that sonde takes for all layers.
-    targets
-        Those that loops over targets are timed on, and that all are scored on; all if empty.
-    """
-
-    solver: Solver
-    store: Store
-    problem: Problem
-    data: LayerData
-    of_all: float
-    targets: Sequence[int] = ()
-
-    @property
-    def what(self) -> str:
-        """The question."""
-        return f"{self.solver}: one layer"
-
-    def beside(
-        self, peers: Mapping[str, Callable[[LayerData], Floats]], rounds: int
-    ) -> tuple[list[Row], dict[str, float]]:
-        """Time all in turns; return rows, and how many times as long as sonde each would take for all layers."""
-        found: dict[str, Floats] = {}
-
-        def keep(name: str, fit: Callable[[LayerData], Floats]) -> None:
-            found[name] = fit(self.data)
-
-        everyone = {"sonde": self._ours, **peers}
-        with one_thread():
-            seconds = take_turns({name: partial(keep, name, fit) for name, fit in everyone.items()}, rounds)
-        n_targets = len(self.problem.targets)
-        # Of one thread to all layers on all cores.
-        factor = len(self.store.arrays[0].layers) / min(CPU_COUNT, len(self.store.arrays[0].layers))
-        rows, times = [], {}
-        for who, took in seconds.items():
-            some = found[who].shape[1] < n_targets
-            all_layers = took * factor * (n_targets / len(self.targets) if some else 1)
-            times[who] = all_layers / self.of_all
-            row = {"what": self.what, "who": who, "seconds": took, "all layers": all_layers, "of sonde": times[who]}
-            scores = found[who] if some or not self.targets else found[who][:, self.targets]
-            rows.append(row | self._quality(scores) | {"note": f"{scores.shape[1]} targets" if some else ""})
-        return rows, times
-
-    def _ours(self, data: LayerData) -> Floats:
-        return fit_one(0, self.store, self.problem, self.solver, data.alphas).scores[self.problem.split.test]
-
-    def _quality(self, scores: Floats) -> Row:
-        truth = self.data.test_y[:, self.targets] if self.targets else self.data.test_y
-        name, loss = ("R²", r2) if self.solver == "ridge" else ("log-loss", log_loss)
-        return {name: float(macro(loss(truth, scores))), "AUROC": float(macro(auroc(truth, scores)))}
 
 
 def our_probes(data: LayerData, targets: Sequence[int]) -> Callable[[int, float], tuple[Floats, float]]:
@@ -372,7 +306,7 @@ def memory(folder: Path, size: Size) -> Answer:
     found = json.loads(done.stdout)
     rows = [
         {
-            "what": f"a layer of {shape.rows:,} x {hidden}",
+            "what": f"memory: a layer of {shape.rows:,} x {hidden}",
             "who": who,
             "peak MB": peaks[name],
             "MB before": peaks["before"],
@@ -384,18 +318,6 @@ def memory(folder: Path, size: Size) -> Answer:
     peaks = found["statistics and solution"]
     grown = (peaks["4 N"] - peaks["N"]) / added
     return rows, [Owed("growth of peak memory from N to 4 N rows, of their bytes", grown, 0.2, at_most=True)]
-
-
-def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run all in turns, as `interleave`; who has run for long enough gets no more, and one turn may be all."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(1 + rounds):
-        for name, run in contestants.items():
-            if sum(seconds[name]) < _ENOUGH_SECONDS:
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:] or times) for name, times in seconds.items()}
 
 
 def _installed(name: str) -> bool:
