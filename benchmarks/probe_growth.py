@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], growth: Growth, folder: Path) -> Path:
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     figure.supylabel("seconds")
-    figure.suptitle(f"Ridge probes: {growth.base}, but for one", fontsize=10)
+    figure.suptitle(f"Ridge probes of {growth.base}: one size varied", fontsize=10)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(path := folder / "growth.svg")
     return path
