@@ -32,8 +32,20 @@ def extract(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return summary_of("extract", tmp_path_factory.mktemp("benchmark"))
 
 
-def summary_of(name: str, folder: Path) -> dict[str, Any]:
-    done = run(f"benchmarks.{name}", "--tiny", "--folder", str(folder))
+@pytest.fixture(scope="module")
+def plots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the benchmark of probes draws."""
+    return tmp_path_factory.mktemp("plots")
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory, plots: Path) -> dict[str, Any]:
+    """What the benchmark of probes says of layers too small for its numbers to mean anything."""
+    return summary_of("probe", tmp_path_factory.mktemp("benchmark"), "--plots", str(plots))
+
+
+def summary_of(name: str, folder: Path, *options: str) -> dict[str, Any]:
+    done = run(f"benchmarks.{name}", "--tiny", "--folder", str(folder), *options)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -254,3 +266,65 @@ def test_sharing_is_held_against_the_tokens_that_it_saves(extract: dict[str, Any
         (promise,) = [promise for promise in extract["owed"] if promise["name"].startswith(what)]
         assert promise["value"] == pytest.approx(row["gain"] / row["token ratio"])
         assert promise["bound"] == 0.8
+
+
+PROBE_MODULES = {"himalaya RidgeCV": "himalaya", "cvmatrix": "cvmatrix", "probelab": "probelab"}
+
+
+def rows_of(summary: dict[str, Any], what: str) -> dict[str, dict[str, Any]]:
+    """Rows of the question that begins so, by contestant."""
+    return {row["who"]: row for row in summary["results"] if row["what"].startswith(what)}
+
+
+@pytest.mark.slow
+def test_the_floor_of_ridge_is_the_sum_of_its_parts(probe: dict[str, Any]) -> None:
+    assert probe["benchmark"] == "probe"
+    rows = rows_of(probe, "ridge: 2 layers")
+    parts = {"read the layers", "symmetric products", "decompositions"}
+    assert rows.keys() == {"sonde", "floor", *parts}
+    assert rows["floor"]["seconds"] == pytest.approx(sum(rows[part]["seconds"] for part in parts))
+    (promise,) = [promise for promise in probe["owed"] if promise["name"] == "ridge, of its floor"]
+    assert promise["value"] == pytest.approx(rows["sonde"]["seconds"] / rows["floor"]["seconds"])
+    assert promise["holds"] == (promise["value"] <= 1.5)
+
+
+@pytest.mark.slow
+def test_peers_find_the_probes_that_sonde_finds(probe: dict[str, Any]) -> None:
+    ridge, logistic = rows_of(probe, "ridge: one layer"), rows_of(probe, "logistic: one layer")
+    (lbfgs,) = [name for name in logistic if name.startswith("scikit-learn lbfgs")]
+    for name, column, rows in (
+        ("scikit-learn RidgeCV, leave-one-out", "R²", ridge),
+        ("scikit-learn newton-cholesky", "log-loss", logistic),
+        (lbfgs, "log-loss", logistic),
+    ):
+        assert rows[name][column] == pytest.approx(rows["sonde"][column], rel=0.05)
+    assert all(logistic[name]["excess"] < 1e-6 for name in ("sonde", lbfgs))
+    assert rows_of(probe, "statistics")["sonde"]["error"] < 1e-5
+
+
+@pytest.mark.slow
+def test_a_peer_of_probes_that_is_not_there_is_named_and_times_are_of_all_targets(probe: dict[str, Any]) -> None:
+    rows = {row["who"]: row for row in probe["results"] if row["what"].endswith("one layer")}
+    for name, module in PROBE_MODULES.items():
+        (row,) = [row for who, row in rows.items() if who.startswith(name)]
+        assert (row.get("note") == "not installed") == (importlib.util.find_spec(module) is None)
+        assert (row.get("note") == "not installed") == ("seconds" not in row)
+    logistic = rows_of(probe, "logistic: one layer")
+    looped = logistic["scikit-learn newton-cholesky"]
+    assert looped["note"] == "1 of 3 targets"
+    assert looped["of sonde"] == pytest.approx(3 * looped["seconds"] / logistic["sonde"]["seconds"])
+
+
+@pytest.mark.slow
+def test_new_labels_are_put_beside_reading_the_layers(probe: dict[str, Any]) -> None:
+    rows = rows_of(probe, "sonde.probe")
+    assert rows.keys() == {"first labels, 10 draws", "read the layers", "new labels, 10 draws", "new labels, 1 draw"}
+    (promise,) = [promise for promise in probe["owed"] if promise["name"].startswith("new labels")]
+    assert promise["value"] == pytest.approx(rows["new labels, 10 draws"]["of reading"])
+
+
+@pytest.mark.slow
+def test_growth_is_told_for_every_size_and_drawn(probe: dict[str, Any], plots: Path) -> None:
+    grown = {row["what"] for row in probe["results"] if "size" in row}
+    assert grown == {f"ridge as {size} grow" for size in ("rows", "hidden", "targets", "alphas", "folds", "layers")}
+    assert (plots / "growth.svg").read_text().startswith("<?xml")
