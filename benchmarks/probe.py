@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import inspect
 import json
 import subprocess
 import sys
@@ -50,7 +49,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -85,8 +84,6 @@ _ABSENT = "not installed"
 _SKLEARN_RIDGE = "scikit-learn RidgeCV(cv)"
 _PACKAGES = ("scikit-learn", "scipy", "himalaya", "cvmatrix", "probelab")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-# TODO: the cache of statistics is always asked for once `probe` has it.
-_CACHED: dict[str, Any] = {"cache": True} if "cache" in inspect.signature(probe).parameters else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +261,7 @@ def fold_statistics(data: LayerData, rounds: int) -> list[Row]:
 def reprobe(store: Store, shape: Shape, size: Size) -> Answer:
     """`sonde.probe` with evaluation and bootstrap, then new labels for the same store, beside reading it once."""
     what = "sonde.probe, all layers"
-    options = {"alphas": shape.penalties("ridge"), "n_folds": shape.folds, **_CACHED}
+    options = {"alphas": shape.penalties("ridge"), "n_folds": shape.folds}
 
     def read() -> None:
         for layer in store.arrays[0].layers:
@@ -288,7 +285,6 @@ def reprobe(store: Store, shape: Shape, size: Size) -> Answer:
     rows += [{"what": what, "who": who, "seconds": took} for who, took in seconds.items()]
     for row in rows:
         row["of reading"] = row["seconds"] / seconds["read the layers"]
-        row["note"] = "" if _CACHED or row["who"] == "read the layers" else "without a cache"
     return rows, [
         Owed("new labels, of reading the layers", seconds[new] / seconds["read the layers"], 1.2, at_most=True)
     ]
