@@ -102,8 +102,9 @@ class LogisticObjective:
         used = folds >= 0
         weight = np.where(used, 1.0 if sample_weight is None else sample_weight, 0.0)
         self.fold_weight = np.bincount(folds[used], weights=weight[used], minlength=n_folds)
-        positive = np.stack([(labels * (weight * (folds == f))[:, None]).sum(axis=0) for f in range(n_folds)])
-        held_out = np.stack([self.fold_weight[:, None] - positive, positive], axis=2)
+        # By label and not by difference: zero must be zero where a class is lacking.
+        by_fold = [(weight[folds == f], labels[folds == f]) for f in range(n_folds)]
+        held_out = np.stack([np.stack([w @ (1 - label), w @ label], axis=1) for w, label in by_fold])
         training = np.tensordot(~np.eye(n_folds + 1, n_folds, dtype=bool), held_out, axes=1)
         factors = class_weight_array(class_weight, training, multinomial=kind == "multinomial")
         self._class_weight = None if class_weight is None else factors

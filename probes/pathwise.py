@@ -213,9 +213,9 @@ class PathSolver:
                     walkers, passes, held_out = walkers.keep(left), passes[left], held_out[left]
                     rounding = rounding[left]
             problems.aim()
-            found_here = self._evaluate(problems.trial(), walkers, floor)
-            problems.tell(found_here.loss, found_here.gradient, found_here.curvature)
-            held_out = np.where(problems.accepted, found_here.held_out, held_out)
+            at_trial = self._evaluate(problems.trial(), walkers, floor)
+            problems.tell(at_trial.loss, at_trial.gradient, at_trial.curvature)
+            held_out = np.where(problems.accepted, at_trial.held_out, held_out)
             passes += 1
 
     def _evaluate(self, point: Array, walkers: _Walkers, floor: Array | None) -> _Evaluation:

@@ -115,6 +115,16 @@ def test_cross_validation_balances_every_training_part_by_its_own_rows(data, kin
             assert_same(fit.fold_weights[f, columns], fold_weights[fit.alpha[p], f])
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_class_that_a_training_part_lacks_cannot_be_balanced(data, label):
+    x, y, _, folds, weight = data
+    rows = ArrayRows(x)
+    y[folds != 1, 1] = label
+    stats = accumulate(rows, None, folds, sample_weight=weight)
+    with pytest.raises(InputError, match="target 1 is the same in all of the rows outside fold 1"):
+        logistic_cv(rows, y, folds, stats, ALPHAS, class_weight="balanced", sample_weight=weight)
+
+
 @pytest.mark.parametrize(
     ("class_weight", "message"),
     [

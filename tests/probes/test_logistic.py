@@ -265,6 +265,18 @@ def test_known_eigenbases_give_the_same_answer(data):
     assert_same(again.weights, logistic_cv(rows, y, folds, stats, ALPHAS, tol=1e-8).weights)
 
 
+def test_cross_validation_over_fewer_rows_than_columns_equals_brute_force():
+    rng = np.random.default_rng(5)
+    x, folds = rng.standard_normal((60, 70)), np.arange(60) % 3
+    y = (x[:, 0] + rng.logistic(size=60) > 0).astype(int)
+    rows = ArrayRows(x)
+    fit = logistic_cv(rows, y, folds, accumulate(rows, None, folds), ALPHAS, tol=1e-8)
+    losses, fits = brute_force(x, y, folds, ALPHAS)
+    assert_same(fit.cv_loss[:, 0], losses)
+    for f in range(3):
+        assert_same(fit.fold_weights[f], fits[fit.alpha[0], f][0])
+
+
 def test_fits_that_run_out_of_passes_are_flagged_and_warned_of_once(data):
     x, y, _, folds = data
     rows = ArrayRows(x)
