@@ -46,7 +46,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -80,6 +80,7 @@ from .result import Owed, conclude, interleave, launch
 Answer: TypeAlias = tuple[list[Row], list[Owed]]
 
 _EXCESS = 1e-6
+_FEW = 64
 _ABSENT = "not installed"
 _SKLEARN_RIDGE = "scikit-learn RidgeCV(cv)"
 _PACKAGES = ("scikit-learn", "scipy", "himalaya", "cvmatrix", "probelab")
@@ -208,6 +209,8 @@ def logistic(folder: Path, size: Size) -> Answer:
     if not absent("probelab"):
         fits["probelab"] = probelab_logistic
     loops = {name: LogisticLoop(fit_one, targets) for name, fit_one in fits.items()}
+    # Torch loads much at the first step of an optimizer.
+    adam(replace(data, x=data.x[:_FEW], y=data.y[:_FEW], folds=data.folds[:_FEW]))
     layer = OneLayer("logistic", store, problem, data, targets)
     of_one, times = layer.beside({**loops, "Adam": adam}, size.rounds)
     excess = {name: max(optimum.excess_of(fit_one)) for name, fit_one in fits.items()}
