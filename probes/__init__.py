@@ -2,17 +2,27 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .bootstrap import Difference
+from .codelength import Codelength, online_codelength
+from .control import ControlTask, control_task
+from .discriminant import LdaFit, LinearFit, lda, mean_difference
+from .dual import statistics_for
+from .erasure import Eraser, leace
 from .fit import ALPHAS, Fit, fit_layer
+from .information import v_information
+from .leave_one_out import RidgeChoice, ridge_gcv, ridge_loo
 from .logistic import LogisticFit, LogisticPath, UnconvergedWarning, logistic_cv, logistic_path
+from .permutation import p_value, permutation_null
 from .probe import Probe, load_probes, save_probes
 from .problem import Problem
 from .report import write_report
 from .results import Results
-from .ridge import RidgeFit, RidgePath, ridge_cv, ridge_path
+from .ridge import Eigenbasis, RidgeFit, RidgePath, eigenbases, ridge_cv, ridge_path
 from .rows import ArrayRows, Rows
 from .run import probe
 from .splits import Split, split_groups
-from .statistics import FoldStatistics, Moments, accumulate
+from .statistics import FoldStatistics, Moments, accumulate, with_targets
+from .transfer import Transfer, transfer
 
 if TYPE_CHECKING:
     from .estimators import LogisticProbe, MeanDifferenceProbe, RidgeProbe
@@ -23,8 +33,15 @@ _ESTIMATORS = ("LogisticProbe", "MeanDifferenceProbe", "RidgeProbe")
 __all__ = [
     "ALPHAS",
     "ArrayRows",
+    "Codelength",
+    "ControlTask",
+    "Difference",
+    "Eigenbasis",
+    "Eraser",
     "Fit",
     "FoldStatistics",
+    "LdaFit",
+    "LinearFit",
     "LogisticFit",
     "LogisticPath",
     "LogisticProbe",
@@ -33,22 +50,38 @@ __all__ = [
     "Probe",
     "Problem",
     "Results",
+    "RidgeChoice",
     "RidgeFit",
     "RidgePath",
     "RidgeProbe",
     "Rows",
     "Split",
+    "Transfer",
     "UnconvergedWarning",
     "accumulate",
+    "control_task",
+    "eigenbases",
     "fit_layer",
+    "lda",
+    "leace",
     "load_probes",
     "logistic_cv",
     "logistic_path",
+    "mean_difference",
+    "online_codelength",
+    "p_value",
+    "permutation_null",
     "probe",
     "ridge_cv",
+    "ridge_gcv",
+    "ridge_loo",
     "ridge_path",
     "save_probes",
     "split_groups",
+    "statistics_for",
+    "transfer",
+    "v_information",
+    "with_targets",
     "write_report",
 ]
 
