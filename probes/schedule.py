@@ -91,6 +91,5 @@ def _n_threads(n_tasks: int, device: str | None, task_bytes: int) -> int:
 
 def _tell(n_tasks: int, at_a_time: int, task_bytes: int) -> None:
     if task_bytes:
-        log.info(
-            "%d layers, %d at a time, about %.2g GB of memory each", n_tasks, min(n_tasks, at_a_time), task_bytes / 1e9
-        )
+        megabytes = f"{max(1, round(task_bytes / 1e6)):,}"
+        log.info("%d layers, %d at a time, about %s MB of memory each", n_tasks, min(n_tasks, at_a_time), megabytes)

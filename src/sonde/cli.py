@@ -286,7 +286,9 @@ def probe(
         )
     if as_json:
         summary = results.summary()
-        print(json.dumps({"results": str(folder), "summary": json.loads(summary.to_json(orient="records"))}))
+        tables = {"summary": summary, "controls": results.controls}
+        told = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        print(json.dumps({"results": str(folder)} | told))
     else:
         print_results(results)
         print(f"results: {folder}")

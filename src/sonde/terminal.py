@@ -183,4 +183,17 @@ def print_results(results: Results) -> None:
     table = Table(*(Column(name, overflow="fold") for name in columns))
     for row in results.summary().to_dict("records"):
         table.add_row(*(f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
-    console(stderr=False).print(table)
+    out = console(stderr=False)
+    out.print(table)
+    if results.controls.empty:
+        return
+    beside = Table(*(Column(name, overflow="fold") for name in ("site", "tokens", "layer", "control", "value")))
+    best = results.summary().rename(columns={"best_layer": "layer"})[["solver", "site", "tokens", "layer"]]
+    for row in results.controls.merge(best).to_dict("records"):
+        pair = " -> ".join(filter(None, (row["trained_on"], row["tested_on"])))
+        value = f"{row['metric']} {row['value']:.3f}"
+        value += f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] == row["low"] else ""
+        value += f", p {row['p']:.3g}" if row["p"] == row["p"] else ""
+        named = [row["site"], row["tokens"], str(row["layer"]), f"{row['control']} {pair}".strip(), value]
+        beside.add_row(*named)
+    out.print(beside)
