@@ -24,11 +24,11 @@ over targets are timed on some of them, and `of sonde` counts all: targets are f
 `RidgeCV` chooses one alpha for all targets, since it allows no more with given folds; a loop over targets would take
 as many times longer. himalaya runs on the faster of its backends for CPUs, found by fits of one alpha; its dual
 `KernelRidgeCV` decomposes a matrix of all rows and is left out where there are more rows than columns. scikit-learn's
-logistic loop has the loosest `tol`, in float32 or float64, whose objective comes within 1e-6 of the optimum (Newton's
+logistic loops have the loosest `tol`, in float32 or float64, whose objective comes within 1e-6 of the optimum (Newton's
 method to its end) for every timed target and alpha; the search is not timed. `excess` is the greatest relative excess
 over those optima. probelab cannot be told a tolerance. Adam minimises without a penalty until a validation loss stops
-falling, as most papers do: it answers another question. probekit is no contestant: it brings SAELens and with it
-another transformers, and its probes are scikit-learn's or batched for many layers at one penalty.
+falling, as most papers do: it answers another question. probekit is no contestant: it installs
+SAELens, and its logistic probes are scikit-learn's or, batched over layers, of one target at one penalty.
 
 Memory is measured where rows are streamed, and for a whole layer, which stays in memory between passes up to 1 GiB.
 
@@ -71,7 +71,6 @@ from .probe_peers import (
     loosest,
     one_thread,
     probelab_logistic,
-    sklearn_logistic,
     sklearn_ridge_cv,
     sklearn_ridge_loo,
 )
@@ -200,12 +199,8 @@ def logistic(folder: Path, size: Size) -> Answer:
     targets = np.linspace(0, len(problem.targets) - 1, size.timed_targets).astype(int).tolist()
     with one_thread():
         optimum = Optimum.of(data, targets)
-        dtype, tol = loosest(optimum, _EXCESS)
-    lbfgs = f"scikit-learn lbfgs, tol={tol:g}, {np.dtype(dtype)}"
-    fits = {
-        lbfgs: sklearn_logistic("lbfgs", tol, dtype),
-        "scikit-learn newton-cholesky": sklearn_logistic("newton-cholesky", 1e-4, np.float64),
-    }
+        fits = dict(loosest(solver, optimum, _EXCESS) for solver in ("lbfgs", "newton-cholesky"))
+    lbfgs = next(iter(fits))
     if not absent("probelab"):
         fits["probelab"] = probelab_logistic
     loops = {name: LogisticLoop(fit_one, targets) for name, fit_one in fits.items()}
