@@ -41,6 +41,9 @@ ALPHAS: dict[Solver, NDArray[np.float64]] = {
 }
 """Penalties that are tried on standardised activations unless the user gives others; mass-mean probes have none."""
 
+_CV_TOL = 1e-4
+"""Of the logistic fits among which the penalty is chosen: their objectives are within about 1e-6 of the minimum."""
+
 HELD_BYTES = 2**30
 """Layers up to this size stay in memory between passes."""
 
@@ -224,7 +227,17 @@ def _solve(
     known = known or label_free(rows, problem, solver, device)
     if solver == "logistic":
         kind: LogisticKind = "multilabel" if per_target else "multinomial"
-        return logistic_cv(rows, y, folds, known.stats, alphas, kind=kind, class_weight=class_weight, bases=known.bases)
+        return logistic_cv(
+            rows,
+            y,
+            folds,
+            known.stats,
+            alphas,
+            kind=kind,
+            class_weight=class_weight,
+            bases=known.bases,
+            cv_tol=_CV_TOL,
+        )
     stats = with_targets(known.stats, rows, y, folds, device=device)
     solve = ridge_cv if solver == "ridge" else lda
     return solve(stats, alphas, per_target=per_target, bases=known.bases)

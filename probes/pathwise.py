@@ -112,7 +112,7 @@ class PathSolver:
         self._objective, self._shift, self._dtype = objective, shift, dtype
         self._backend = Backend.of(shift)
         self._eps = float(self._backend.xp.finfo(dtype).eps)
-        self._tol, self._max_passes = max(tol, _LEAST_TOL * self._eps), max_passes
+        self._tol, self._max_passes = tol, max_passes
         self._hidden, self._n_targets = int(shift.shape[0]), objective.training_weight.shape[1]
         self._rank = int(next(iter(bases.values())).values.shape[0])
         self._n_columns = self._n_targets if kind == "multinomial" else 1
@@ -125,8 +125,8 @@ class PathSolver:
         cast = {key: xp.astype(vectors, dtype, copy=False) for key, vectors in distinct.items()}
         self._vectors = {split: cast[id(basis.vectors)] for split, basis in bases.items()}
 
-    def walk(self, alphas: np.ndarray[Any, Any], splits: list[int]) -> Solutions:
-        """Solve every problem of every split at every α, from the strongest to the weakest."""
+    def walk(self, alphas: np.ndarray[Any, Any], splits: list[int], tol: float | None = None) -> Solutions:
+        """Solve every problem of every split at every α, from the strongest to the weakest, to `tol`."""
         descending = [(int(i), float(alphas[i])) for i in np.argsort(-alphas, kind="stable")]
         columns = len(splits) * self._n_targets
         n_stretches = min(len(descending), max(1, _SHARED_COLUMNS // columns))
@@ -136,25 +136,31 @@ class PathSolver:
         walkers = _Walkers(
             np.asarray([s for s, _, _ in plan]), np.asarray([t for _, t, _ in plan]), [list(q) for _, _, q in plan]
         )
-        return self._run(walkers, len(alphas), splits, None)
+        return self._run(walkers, len(alphas), splits, None, tol or self._tol)
 
-    def solve(self, split: int, alpha: np.ndarray[Any, Any], weights: Array, bias: Array) -> Solutions:
-        """Solve each problem of one split at its own α ([P]), starting from raw-unit probes ([T, D] and [T])."""
-        xp, basis = self._backend.xp, self._bases[split]
-        wide, per_problem = xp.astype(weights, xp.float64), (self._n_problems, self._n_columns)
-        intercept = xp.astype(bias, xp.float64) + xp.matmul(wide, basis.mean_x)
-        coordinates = xp.matmul(wide * basis.scale, basis.vectors)
-        start = xp.concat(
-            [xp.reshape(coordinates, (*per_problem, -1)), xp.reshape(intercept, (*per_problem, 1))], axis=2
-        )
-        start = xp.matmul(self._backend.asarray(self._turn[split].T), start)
+    def solve(self, alpha: np.ndarray[Any, Any], splits: list[int], weights: Array, bias: Array) -> Solutions:
+        """Solve each problem at its own α ([P]) in every split, from raw-unit probes ([S, T, D] and [S, T])."""
+        xp, per_problem = self._backend.xp, (self._n_problems, self._n_columns)
+        starts = []
+        for at, split in enumerate(splits):
+            basis, wide = self._bases[split], xp.astype(weights[at, ...], xp.float64)
+            intercept = xp.astype(bias[at, :], xp.float64) + xp.matmul(wide, basis.mean_x)
+            coordinates = xp.matmul(wide * basis.scale, basis.vectors)
+            start = xp.concat(
+                [xp.reshape(coordinates, (*per_problem, -1)), xp.reshape(intercept, (*per_problem, 1))], axis=2
+            )
+            start = xp.matmul(self._backend.asarray(self._turn[split].T), start)
+            starts.append(xp.reshape(start, (self._n_problems, -1)))
         walkers = _Walkers(
-            np.full(self._n_problems, split), np.arange(self._n_problems), [[(0, float(a))] for a in alpha]
+            np.repeat(splits, self._n_problems),
+            np.tile(np.arange(self._n_problems), len(splits)),
+            [[(0, float(a))] for _ in splits for a in alpha],
         )
-        return self._run(walkers, 1, [split], xp.reshape(start, (self._n_problems, -1)))
+        return self._run(walkers, 1, splits, xp.concat(starts, axis=0), self._tol)
 
-    def _run(self, walkers: _Walkers, n_alphas: int, splits: list[int], start: Array | None) -> Solutions:
+    def _run(self, walkers: _Walkers, n_alphas: int, splits: list[int], start: Array | None, tol: float) -> Solutions:
         backend, xp = self._backend, self._backend.xp
+        tol = max(tol, _LEAST_TOL * self._eps)
         found = Solutions(
             backend.zeros(n_alphas, len(splits), self._n_targets, self._hidden, dtype=self._dtype),
             backend.zeros(n_alphas, len(splits), self._n_targets, dtype=self._dtype),
@@ -190,7 +196,7 @@ class PathSolver:
         rounding = _FLOOR * self._eps * np.sqrt(weight)
         while True:
             while True:
-                small = np.maximum(self._tol * problems.norm(null_gradient, null_curvature), rounding)
+                small = np.maximum(tol * problems.norm(null_gradient, null_curvature), rounding)
                 converged = (problems.decrement() <= small) | problems.settled()
                 done = np.flatnonzero(converged | problems.stalled | (passes >= self._max_passes))
                 if done.size == 0:

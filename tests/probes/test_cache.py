@@ -21,7 +21,9 @@ CHOSEN: dict[str, Any] = {"n_draws": 20}
 def store(example: Any, tmp_path: Path) -> Store:
     """A copy of the example, that may be written to."""
     shutil.copytree(example.path, tmp_path / "run.zarr")
-    return Store.open(tmp_path / "run.zarr")
+    store = Store.open(tmp_path / "run.zarr")
+    store.statistics.clear()  # of other tests
+    return store
 
 
 @pytest.fixture
