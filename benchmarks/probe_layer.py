@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 from sonde.probes import Problem
 from sonde.probes.fit import Solver
-from sonde.probes.metrics import auroc, log_loss, macro, r2
+from sonde.probes.metrics import score, score_probabilities
+from sonde.probes.sums import macro
 from sonde.store import Store
 
 from .probe_data import Floats, LayerData, fit_one
@@ -72,8 +73,10 @@ class OneLayer:
 
     def _quality(self, scores: Floats) -> Row:
         truth = self.data.test_y[:, self.targets] if self.targets else self.data.test_y
-        name, loss = ("R²", r2) if self.solver == "ridge" else ("log-loss", log_loss)
-        return {name: float(macro(loss(truth, scores))), "AUROC": float(macro(auroc(truth, scores)))}
+        auroc = float(macro(score("multilabel", truth, scores)["auroc"]))
+        if self.solver == "ridge":
+            return {"R²": float(macro(score("regression", truth, scores)["r2"])), "AUROC": auroc}
+        return {"log-loss": float(macro(score_probabilities("multilabel", truth, scores)["log_loss"])), "AUROC": auroc}
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -12,33 +12,30 @@ and out of fold, sonde's with bootstrap intervals as well. The script fits `Ridg
 
 from __future__ import annotations
 
-import inspect
 import math
 import sysconfig
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from examples.docstrings import docstrings, extract
 
 from sonde.probes import ALPHAS, Problem, probe
-from sonde.probes.metrics import METRICS, PRIMARY, macro
+from sonde.probes.metrics import PRIMARY, score
+from sonde.probes.sums import macro
 from sonde.store import Labels, Store, as_float32
 
 from .result import conclude, interleave, launch
 
 SITE, TOKENS = "resid_post", "mean"
 TOPICS = ("bytes", "error", "file", "list", "message", "string")
-# TODO: the cache of statistics is always asked for once `probe` has it.
-_CACHED: dict[str, Any] = {"cache": True} if "cache" in inspect.signature(probe).parameters else {}
 
 
 def main(folder: Path, size: str) -> None:
     """Ask the new questions and print the answers."""
     store = extract(folder / "docstrings.zarr")
-    probe(store, "module", **_CACHED)
+    probe(store, "module")
     new = new_labels(store)
     for labels in new:
         store.write_labels(labels)
@@ -71,7 +68,7 @@ def new_labels(store: Store) -> list[Labels]:
 
 def ours(store: Store, name: str, found: dict[str, float]) -> None:
     """Probe all layers; keep the test score of the layer that cross-validation puts first."""
-    found["sonde"] = float(probe(store, name, **_CACHED).best()["value"])
+    found["sonde"] = float(probe(store, name).best()["value"])
 
 
 def script(store: Store, name: str, found: dict[str, float]) -> None:
@@ -82,7 +79,6 @@ def script(store: Store, name: str, found: dict[str, float]) -> None:
     from sklearn.preprocessing import StandardScaler
 
     problem = Problem.of(store, name)
-    score = METRICS[problem.kind][PRIMARY[problem.kind]].compute
     train, test = problem.split.folds >= 0, problem.split.test
     folds = PredefinedSplit(problem.split.folds[train])
     scores = []
@@ -96,7 +92,12 @@ def script(store: Store, name: str, found: dict[str, float]) -> None:
             out_of_fold = cross_val_predict(chosen, x[train], problem.y[train], cv=folds)
         # Of one target scikit-learn answers without its axis.
         answers = (train, out_of_fold), (test, model.predict(x[test]))
-        scores.append([float(macro(score(problem.truth(rows), np.c_[answer]))) for rows, answer in answers])
+        scores.append(
+            [
+                float(macro(score(problem.kind, problem.truth(rows), np.c_[answer])[PRIMARY[problem.kind]]))
+                for rows, answer in answers
+            ]
+        )
     # The layer is chosen by its score out of fold, and its test score is told.
     found["scikit-learn script"] = max(scores)[1]
 

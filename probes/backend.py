@@ -104,7 +104,7 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
 
 
 def gram(x: Array) -> Array:
-    r"""Return the upper triangle of the symmetric product :math:`X^\top X`.
+    r"""Return the symmetric product :math:`X^\top X`.
 
     On a CPU this is BLAS `syrk`, which does half the work of a general product; elsewhere a general product. On a CUDA
     device float32 rows that are bfloat16 numbers, as most stores hold, are multiplied as such by its tensor cores:
@@ -116,26 +116,14 @@ def gram(x: Array) -> Array:
 
     Returns
     -------
-    array of shape [D, D], dtype of `x`; what stands below the diagonal is undefined (see `mirror`).
+    array of shape [D, D], dtype of `x`
     """
-    host = isinstance(x, np.ndarray) or (is_torch(x) and x.device.type == "cpu")
+    if is_torch(x) and x.device.type == "cpu":
+        return sys.modules["torch"].from_numpy(gram(x.numpy()))
     if is_torch(x) and x.device.type == "cuda" and str(x.dtype) == "torch.float32" and x.shape[0] > 0:
         narrow = x.bfloat16()
         if bool((narrow == x).all()):
             torch = sys.modules["torch"]
             return torch.mm(narrow.T, narrow, out_dtype=torch.float32)
-    if not host or x.shape[0] == 0:
-        return array_api_compat.array_namespace(x).matmul(x.T, x)
-    from scipy.linalg import blas
-
-    rows = np.ascontiguousarray(np.asarray(x))
-    syrk = blas.dsyrk if rows.dtype == np.float64 else blas.ssyrk
-    # BLAS is column-major: the transposed view needs no copy, and its lower triangle is our upper one.
-    upper = syrk(1.0, rows.T, lower=1).T
-    return upper if isinstance(x, np.ndarray) else sys.modules["torch"].from_numpy(upper)
-
-
-def mirror(upper: Array) -> Array:
-    """Return the symmetric matrix whose upper triangle, diagonal included, is that of `upper` ([D, D])."""
-    xp = array_api_compat.array_namespace(upper)
-    return xp.triu(upper) + xp.triu(upper, k=1).T
+    # numpy sees that these are one array, and calls syrk; unlike scipy's own, it lets other threads run meanwhile.
+    return array_api_compat.array_namespace(x).matmul(x.T, x)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sonde.errors import InputError
 
-from .backend import Array, mirror
+from .backend import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,7 @@ class FoldStatistics:
     sum_y : float64 array of shape [F, T]
         :math:`\sum w_i (y_i-t)`.
     gram : float64 array of shape [F, D, D], or None
-        Upper triangles of :math:`\sum w_i (x_i-s)(x_i-s)^\top`; undefined below the diagonal. None where known
-        eigenbases stand for them.
+        :math:`\sum w_i (x_i-s)(x_i-s)^\top`. None where known eigenbases stand for them.
     cross : float64 array of shape [F, D, T]
         :math:`\sum w_i (x_i-s)(y_i-t)^\top`.
     square_y : float64 array of shape [F, T]
@@ -182,7 +181,7 @@ class FoldStatistics:
         if self.gram is None:
             return moments
         xp = array_api_compat.array_namespace(offset)
-        sxx = mirror(_added(self.gram, folds))
+        sxx = _added(self.gram, folds)
         sxx -= moments.weight * (offset[:, None] * offset[None, :])
         moments = with_scale(moments, xp.linalg.diagonal(sxx) / moments.weight, offset)
         sxx *= moments.live[:, None] * moments.live[None, :]

@@ -233,13 +233,17 @@ def ridge_cv(
     xp = array_api_compat.array_namespace(stats.sum_x)
     total, training = stats.total(), [stats.without(fold) for fold in range(stats.n_folds)]
     root = bases[-1].scale[:, None] * bases[-1].vectors * xp.sqrt(bases[-1].values)
+    projected = [basis.project(part.sxy) for basis, part in zip(bases, [*training, total], strict=True)]
     squared = sum(
-        to_numpy(_held_out_error(bases[fold], part, stats.only(fold), root, checked))
+        to_numpy(_held_out_error(bases[fold], part, projected[fold], stats.only(fold), root, checked))
         for fold, part in enumerate(training)
     )
     cv_error = np.asarray(squared / total.weight)
     alpha = choose_alpha(checked, cv_error, to_numpy(total.syy) / total.weight, per_target=per_target)
-    parts = [solve(basis, part, alpha[None, :]) for basis, part in zip(bases, [*training, total], strict=True)]
+    parts = [
+        solve(basis, part, alpha[None, :], p)
+        for basis, part, p in zip(bases, [*training, total], projected, strict=True)
+    ]
     weights, bias = (xp.concat(arrays, axis=0) for arrays in zip(*parts, strict=True))
     return RidgeFit(
         alphas=checked,
@@ -320,28 +324,39 @@ def to_dtype(weights: Array, bias: Array, mean_x: Array, dtype: Any) -> tuple[Ar
     return rounded, xp.astype(bias + xp.matmul(lost, mean_x), dtype)
 
 
-def solve(basis: Eigenbasis, moments: Moments, alphas: np.ndarray[Any, Any]) -> tuple[Array, Array]:
-    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α as in `Eigenbasis.shrink`."""
+def solve(
+    basis: Eigenbasis, moments: Moments, alphas: np.ndarray[Any, Any], projected: Array | None = None
+) -> tuple[Array, Array]:
+    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α as in `Eigenbasis.shrink`.
+
+    `projected` is sxy in the basis, if it is known.
+    """
     xp = array_api_compat.array_namespace(moments.mean_x)
     n_alphas, n_targets = alphas.shape[0], int(moments.mean_y.shape[0])
-    weights = basis.expand(basis.shrink(basis.project(moments.sxy), alphas))
+    projected = basis.project(moments.sxy) if projected is None else projected
+    weights = basis.expand(basis.shrink(projected, alphas))
     bias = moments.mean_y - xp.reshape(xp.matmul(moments.mean_x, weights), (n_alphas, n_targets))
     return to_dtype(xp.reshape(weights.T, (n_alphas, n_targets, -1)), bias, moments.mean_x, moments.dtype)
 
 
 def _held_out_error(
-    basis: Eigenbasis, training: Moments, held_out: Moments, root: Array, alphas: np.ndarray[Any, Any]
+    basis: Eigenbasis,
+    training: Moments,
+    projected: Array,
+    held_out: Moments,
+    root: Array,
+    alphas: np.ndarray[Any, Any],
 ) -> Array:
     """Return the squared errors ([A, T]), summed over a fold, of the solutions of its training part; SSE of `ridge_cv`.
 
-    `root` ([D, r]) times its transpose is the Gram matrix of all rows.
+    `projected` is the part's sxy in its basis; `root` ([D, r]) times its transpose is the Gram matrix of all rows.
     """
     backend = Backend.of(root)
     xp, n_targets = backend.xp, int(training.mean_y.shape[0])
     step_x, step_y = held_out.mean_x - training.mean_x, held_out.mean_y - training.mean_y
-    projected = basis.project(training.sxy)
-    cross = basis.project(held_out.sxy + held_out.weight * step_x[:, None] * step_y)
-    drift = basis.project(step_x[:, None])
+    shifted = held_out.sxy + held_out.weight * step_x[:, None] * step_y
+    turned = basis.project(xp.concat([shifted, step_x[:, None]], axis=1))
+    cross, drift = turned[:, :n_targets], turned[:, n_targets:]
     # Whatever is a sum over eigenvectors of p² or p times something is a small product.
     shrink = 1 / (backend.asarray(alphas, xp.float64)[:, None] + basis.values)
     error = held_out.syy + held_out.weight * step_y**2 - 2 * xp.matmul(shrink, projected * cross)
@@ -350,16 +365,36 @@ def _held_out_error(
     # In the dtype of the rows' products, whose rounding the Gram matrices have in them already.
     dtype = training.dtype
     root, vectors = (xp.astype(x, dtype) for x in (root * (basis.live / basis.scale)[:, None], basis.vectors))
+    mixture, functions, unpenalised = _common_functions(basis, projected, alphas, float(xp.finfo(dtype).eps))
+    rank = int(functions.shape[0])
     # Of a product of three matrices, many solutions are worth having the first two multiplied; few are not.
-    spread = xp.matmul(root.T, vectors) if alphas.size * n_targets > projected.shape[0] else None
-    block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * max(1, n_targets)))
-    for start in range(0, alphas.size, block):
-        some = alphas[start : start + block]
-        solutions = xp.astype(basis.shrink(projected, some[:, None]), dtype)
+    spread = xp.matmul(root.T, vectors) if rank * n_targets > projected.shape[0] else None
+    block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * rank))
+    for start in range(0, n_targets, block):
+        some = unpenalised[:, start : start + block]
+        solutions = xp.astype(xp.reshape(functions.T[:, None, :] * some[:, :, None], (some.shape[0], -1)), dtype)
         fitted = xp.matmul(root.T, xp.matmul(vectors, solutions)) if spread is None else xp.matmul(spread, solutions)
-        squares = xp.sum(fitted**2, axis=0, dtype=xp.float64)
-        error[start : start + block, :] += xp.reshape(squares, (some.size, n_targets))
+        fitted = xp.permute_dims(xp.reshape(fitted, (root.shape[1], -1, rank)), (1, 2, 0))
+        products = xp.astype(xp.matmul(fitted, xp.permute_dims(fitted, (0, 2, 1))), xp.float64)
+        error[:, start : start + block] += xp.sum(xp.matmul(mixture, products) * mixture, axis=2).T
     return xp.where(error > 0, error, xp.zeros_like(error))
+
+
+def _common_functions(
+    basis: Eigenbasis, projected: Array, alphas: np.ndarray[Any, Any], eps: float
+) -> tuple[Array, Array, Array]:
+    """Return [A, K], [K, r] and [r, T] whose products in that order are the solutions of every α, to ten times `eps`.
+
+    As functions of λ, the 1 / (λ + α) of many penalties, most of them far from λ, are nearly of a common span. What is
+    left out is of (λ + α₀) / (λ + α), at most 1 for the least penalty α₀; the last are the solutions of that.
+    """
+    backend = Backend.of(projected)
+    xp, weakest = backend.xp, float(alphas.min())
+    values = basis.values + weakest
+    kept = values / (backend.asarray(alphas - weakest, xp.float64)[:, None] + values)
+    left, size, right = xp.linalg.svd(kept, full_matrices=False)
+    rank = int(xp.sum(xp.astype(size > 10 * eps * size[0], xp.int64)))
+    return left[:, :rank] * size[:rank], right[:rank, :], projected / values[:, None]
 
 
 def _filled(basis: Eigenbasis, rank: int) -> Eigenbasis:

@@ -273,7 +273,7 @@ def with_targets(
     shift = _weighted_mean(target[used], None if weight is None else weight[used])
     target = np.where(used[:, None], target - shift, 0.0)
     weighted = target if weight is None else target * weight[:, None]
-    in_fold = [fold == f for f in range(stats.n_folds)]
+    member = (fold == np.arange(stats.n_folds)[:, None]).astype(np.float64)
     backend = Backend.of(stats.shift_x)
     cross = backend.zeros(stats.n_folds, rows.hidden_size, target.shape[1])
     moved = bool(backend.xp.any(stats.shift_x != 0))
@@ -290,8 +290,8 @@ def with_targets(
     return replace(
         stats,
         shift_y=backend.asarray(shift, backend.xp.float64),
-        sum_y=backend.asarray(np.stack([weighted[mine].sum(axis=0) for mine in in_fold])),
-        square_y=backend.asarray(np.stack([(weighted * target)[mine].sum(axis=0) for mine in in_fold])),
+        sum_y=backend.asarray(member @ weighted),
+        square_y=backend.asarray(member @ (weighted * target)),
         cross=cross,
     )
 

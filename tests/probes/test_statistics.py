@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonde.errors import InputError
-from sonde.probes.backend import gram, mirror, to_numpy
+from sonde.probes.backend import gram, to_numpy
 from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate, with_targets
@@ -200,7 +200,7 @@ def test_bfloat16_from_numpy_can_be_computed_with_torch(data):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_gram_is_the_product_with_its_transpose(make, dtype):
     x = np.random.default_rng(4).standard_normal((20, 9)).astype(dtype)
-    ours = mirror(gram(make(x)))
+    ours = gram(make(x))
     assert array_api_compat.array_namespace(ours) is array_api_compat.array_namespace(make(x))
     np.testing.assert_allclose(to_numpy(ours), x.T @ x, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-5)
 
