@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .backend import to_numpy
-from .fit import HeldRows
 from .logistic import logistic_path
 from .moments import FoldStatistics
 from .objective import Kind
 from .problem import Problem
 from .ridge import alpha_array
-from .rows import Rows
+from .rows import HeldRows, Rows
 from .score import score_rows
 from .statistics import accumulate
 

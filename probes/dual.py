@@ -109,14 +109,13 @@ def accumulate_rows(
     weight_all = weight_array(sample_weight, used)
     weight = np.ones(int(used.sum())) if weight_all is None else weight_all[used]
     held: Array = None
-    n_read = 0
+    rank = np.cumsum(used) - 1
     for backend, positions, x in used_chunks(rows, fold, device):
         if not bool(backend.xp.all(backend.xp.isfinite(x))):
             raise_not_finite(positions, x, backend.xp)
         if held is None:
             held = backend.zeros(weight.size, rows.hidden_size, dtype=x.dtype)
-        held[n_read : n_read + positions.size, :] = x
-        n_read += positions.size
+        held[backend.indices(rank[positions]), :] = x
     backend = Backend.of(held)
     xp = backend.xp
     # Rounded, so that rows are shifted by exactly what the sums say.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.errors import InputError
-from sonde.store import as_torch
 
 from . import libraries
 from .backend import Array, to_numpy
@@ -22,7 +20,7 @@ from .logistic import LogisticFit, logistic_bases, logistic_cv
 from .objective import Kind as LogisticKind
 from .problem import Problem
 from .ridge import RidgeFit, eigenbases, ridge_cv
-from .rows import Rows, used_chunks
+from .rows import HeldRows, Rows, used_chunks
 from .score import score_rows
 from .statistics import accumulate, with_targets
 
@@ -43,9 +41,6 @@ ALPHAS: dict[Solver, NDArray[np.float64]] = {
 
 _CV_TOL = 1e-4
 """Of the logistic fits among which the penalty is chosen: their objectives are within about 1e-6 of the minimum."""
-
-HELD_BYTES = 2**30
-"""Layers up to this size stay in memory between passes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,49 +65,6 @@ class Fit:
     alpha: NDArray[np.float64]
     converged: NDArray[np.bool_]
     scores: NDArray[np.float64]
-
-
-class HeldRows:
-    """Rows that stay in memory as they were read in their first whole pass, unless they are too many.
-
-    Parameters
-    ----------
-    rows
-        Where they are read.
-    limit
-        Bytes; more are read again for every pass, one chunk at a time.
-    device
-        Torch device of the computation; if it is a GPU, rows are held there.
-    """
-
-    def __init__(self, rows: Rows, limit: int = HELD_BYTES, device: str | None = None) -> None:
-        self._rows = rows
-        self._limit = limit
-        self._gpu = device if device is not None and device.startswith("cuda") else None
-        self._held: list[tuple[slice, Array]] | None = None
-
-    @property
-    def hidden_size(self) -> int:
-        """Number of columns, D."""
-        return self._rows.hidden_size
-
-    def __iter__(self) -> Iterator[tuple[slice, Array]]:
-        if self._held is not None:
-            yield from self._held
-            return
-        held: list[tuple[slice, Array]] = []
-        n_bytes = 0
-        for span, chunk in self._rows:
-            n_bytes += int(chunk.nbytes)
-            if self._gpu is not None and isinstance(chunk, np.ndarray):
-                chunk = as_torch(chunk).to(self._gpu)
-            if n_bytes <= self._limit:
-                held.append((span, chunk))
-            else:
-                held.clear()
-            yield span, chunk
-        if n_bytes <= self._limit:
-            self._held = held
 
 
 def ensure_solvable(

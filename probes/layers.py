@@ -16,9 +16,10 @@ from .cache import LayerCache
 from .class_weights import ClassWeight
 from .controls import Controls, measure
 from .evaluate import Evaluation, evaluate
-from .fit import HELD_BYTES, PROBABILISTIC, HeldRows, Library, Solver, fit_layer, label_free
+from .fit import PROBABILISTIC, Library, Solver, fit_layer, label_free
 from .probe import Probe
 from .problem import Problem
+from .rows import HELD_BYTES, HeldRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +91,8 @@ class LayerTask:
         hidden, n_parts = self.spec.hidden, problem.split.n_folds + 1
         # Gram matrices of the folds, eigenbases of the training parts, and what one decomposition works with.
         square = 8 * hidden**2 * (2 * n_parts + 4)
-        held = min(HELD_BYTES, len(problem.y) * hidden * itemsize)
+        # As they are read, and as logistic passes multiply them.
+        held = sum(min(HELD_BYTES, len(problem.y) * hidden * size) for size in (itemsize, max(4, itemsize)))
         return square + held + 8 * problem.y.size * 6
 
     def run(self, problem: Problem, draws: NDArray[Any], recipe: Recipe) -> ProbedLayer:

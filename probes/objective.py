@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +12,7 @@ from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch, to_numpy
 from .class_weights import ClassWeight, class_weight_array
-from .rows import Rows, used_chunks
+from .rows import Held, Rows, used_chunks
 
 Kind: TypeAlias = Literal["multilabel", "multinomial"]
 
@@ -94,6 +95,7 @@ class LogisticObjective:
     ) -> None:
         self._rows, self._labels, self._folds, self._n_folds = rows, labels, folds, n_folds
         self._sample_weight, self._kind = sample_weight, kind
+        self._shifted = Held(self._shift_rows)
         self._backend, self._dtype = Backend.of(shift), dtype
         self._device = str(self._backend.device) if is_torch(shift) else None
         xp = self._backend.xp
@@ -138,11 +140,9 @@ class LogisticObjective:
         sizes = (_BLOCK, _PIECE) if str(backend.device) == "cpu" else (2**25, 2**25)
         block, piece = (max(64, size // flat.shape[0]) for size in sizes)
         self.n_passes += 1
-        for _, positions, chunk in used_chunks(self._rows, self._folds, self._device):
+        for positions, rows in self._shifted:
             for start in range(0, positions.size, block):
-                x = backend.asarray(chunk[start : start + block, :], self._dtype)
-                x = x if self._shift is None else x - self._shift
-                x = x if self._live is None else x * self._live
+                x = rows[start : start + block, :]
                 logits = xp.matmul(x, flat.T)  # and, piece by piece, residuals
                 for first in range(0, x.shape[0], piece):
                     some = slice(first, min(first + piece, x.shape[0]))
@@ -172,6 +172,12 @@ class LogisticObjective:
         """Add over the folds that each problem trains on: [P, F] to [P]."""
         trains = np.arange(self._n_folds)[None, :] != split[:, None]
         return np.asarray((per_fold * trains).sum(axis=1))
+
+    def _shift_rows(self) -> Iterator[tuple[np.ndarray[Any, Any], Array]]:
+        for _, positions, x in used_chunks(self._rows, self._folds, self._device):
+            x = self._backend.asarray(x, self._dtype)
+            x = x if self._shift is None else x - self._shift
+            yield positions, x if self._live is None else x * self._live
 
     def _differentiate(
         self, z: Array, at: np.ndarray[Any, Any], columns: Array, factors: Array | None, bounds: list[int]

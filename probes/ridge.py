@@ -383,7 +383,7 @@ def _held_out_error(
 def _common_functions(
     basis: Eigenbasis, projected: Array, alphas: np.ndarray[Any, Any], eps: float
 ) -> tuple[Array, Array, Array]:
-    """Return [A, K], [K, r] and [r, T] whose products in that order are the solutions of every α, to ten times `eps`.
+    """Return [A, K], [K, r] and [r, T] whose products in that order are the solutions of every α, to a hundred `eps`.
 
     As functions of λ, the 1 / (λ + α) of many penalties, most of them far from λ, are nearly of a common span. What is
     left out is of (λ + α₀) / (λ + α), at most 1 for the least penalty α₀; the last are the solutions of that.
@@ -393,7 +393,7 @@ def _common_functions(
     values = basis.values + weakest
     kept = values / (backend.asarray(alphas - weakest, xp.float64)[:, None] + values)
     left, size, right = xp.linalg.svd(kept, full_matrices=False)
-    rank = int(xp.sum(xp.astype(size > 10 * eps * size[0], xp.int64)))
+    rank = int(xp.sum(xp.astype(size > 100 * eps * size[0], xp.int64)))
     return left[:, :rank] * size[:rank], right[:rank, :], projected / values[:, None]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from sonde.errors import InputError
+from sonde.store import as_torch
 
 from .backend import Array, Backend, to_numpy
+
+HELD_BYTES = 2**30
+"""Layers up to this size stay in memory between passes."""
 
 
 class Rows(Protocol):
@@ -57,6 +62,67 @@ class ArrayRows:
             yield slice(start, stop), self._x[start:stop]
 
 
+class Held:
+    """Labelled arrays that stay in memory as they came in their first whole iteration, unless they are too large.
+
+    Parameters
+    ----------
+    items
+        Gives the arrays, with anything that is to be kept beside each; called again for every iteration that needs it.
+    limit
+        Bytes of all arrays, `HELD_BYTES` if left out; more come anew, one after the other, every time.
+    """
+
+    def __init__(self, items: Callable[[], Iterable[tuple[Any, Array]]], limit: int | None = None) -> None:
+        self._items, self._limit = items, HELD_BYTES if limit is None else limit
+        self._held: list[tuple[Any, Array]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, Array]]:
+        if self._held is not None:
+            yield from self._held
+            return
+        held: list[tuple[Any, Array]] = []
+        n_bytes = 0
+        for beside, x in self._items():
+            n_bytes += int(x.nbytes)
+            if n_bytes <= self._limit:
+                held.append((beside, x))
+            else:
+                held.clear()
+            yield beside, x
+        if n_bytes <= self._limit:
+            self._held = held
+
+
+class HeldRows(Held):
+    """Rows that stay in memory as they were read in their first whole pass, unless they are too many.
+
+    Parameters
+    ----------
+    rows
+        Where they are read.
+    limit
+        Bytes, `HELD_BYTES` if left out; more are read again for every pass, one chunk at a time.
+    device
+        Torch device of the computation; if it is a GPU, rows are held there.
+    """
+
+    def __init__(self, rows: Rows, limit: int | None = None, device: str | None = None) -> None:
+        self._rows = rows
+        self._gpu = device if device is not None and device.startswith("cuda") else None
+        super().__init__(self._read, limit)
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of columns, D."""
+        return self._rows.hidden_size
+
+    def _read(self) -> Iterator[tuple[slice, Array]]:
+        for span, chunk in self._rows:
+            on_host = self._gpu is not None and isinstance(chunk, np.ndarray)
+            yield span, as_torch(chunk).to(self._gpu) if on_host else chunk
+
+
 def used_chunks(
     rows: Rows, folds: np.ndarray[Any, Any], device: str | None = None
 ) -> Iterator[tuple[Backend, np.ndarray[Any, Any], Array]]:
@@ -74,7 +140,7 @@ def used_chunks(
     ------
     backend : Backend
     positions : int64 array of shape [n], in host memory
-        Sample rows of the chunk, ascending; n > 0.
+        Sample rows of the chunk, those of a fold together and in ascending order, as are the folds; n > 0.
     x : array of shape [n, D], float32 or float64
         Their activations; may share memory with what `rows` gave.
 
@@ -102,21 +168,39 @@ def used_chunks(
                 f"the chunk of rows {start}:{stop} is {chunk.dtype} and earlier ones were {dtype}: give one dtype"
             )
         end, dtype = stop, str(chunk.dtype)
-        positions = np.flatnonzero(folds[start:stop] >= 0)
+        fold = folds[start:stop]
+        positions = np.argsort(fold, kind="stable")[int((fold < 0).sum()) :]
         if positions.size == 0:
             continue
         n_seen += positions.size
         backend = Backend.of(chunk, device)
-        x = backend.widen(chunk)
-        if positions.size < stop - start:
-            x = backend.xp.take(x, backend.indices(positions), axis=0)
-        yield backend, positions + start, x
+        yield backend, positions + start, backend.widen(_take(chunk, positions))
     n_wanted = int((folds >= 0).sum())
     if n_seen < n_wanted:
         raise InputError(
             f"{n_wanted - n_seen} of {n_wanted} rows that have a fold were never read: "
             "give rows without activations the fold -1"
         )
+
+
+def runs(values: np.ndarray[Any, Any]) -> Iterator[tuple[int, slice]]:
+    """Give out what neighbours of an int array have in common, and where they stand."""
+    ends = [*(np.flatnonzero(np.diff(values)) + 1).tolist(), values.size]
+    for start, stop in itertools.pairwise([0, *ends]):
+        if start < stop:
+            yield int(values[start]), slice(start, stop)
+
+
+def _take(chunk: Array, positions: np.ndarray[Any, Any]) -> Array:
+    """Return rows of a chunk in their order, before they are widened: half precision is half the copy."""
+    if np.array_equal(positions, np.arange(chunk.shape[0])):
+        return chunk
+    if isinstance(chunk, np.ndarray):
+        # As plain numbers of their size: numpy copies those of other packages one by one.
+        plain = chunk.view(f"u{chunk.dtype.itemsize}") if chunk.dtype.name == "bfloat16" else chunk
+        return np.take(plain, positions, axis=0).view(chunk.dtype)
+    backend = Backend.of(chunk)
+    return backend.xp.take(chunk, backend.indices(positions), axis=0)
 
 
 def fold_array(folds: Any, n_folds: int | None = None) -> np.ndarray[Any, Any]:

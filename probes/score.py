@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .backend import Array, to_numpy
-from .rows import Rows, used_chunks
+from .rows import Rows, runs, used_chunks
 
 
 def score_rows(
@@ -42,12 +42,9 @@ def score_rows(
     weights, bias = to_numpy(weights), to_numpy(bias)
     scores = np.full((len(parts), weights.shape[1]), np.nan)
     for backend, positions, x in used_chunks(rows, parts, device):
-        part_of = parts[positions]
-        for part in np.unique(part_of):
-            here = np.flatnonzero(part_of == part)
-            chosen = backend.xp.take(x, backend.indices(here), axis=0)
+        for part, here in runs(parts[positions]):
             with np.errstate(over="ignore", invalid="ignore"):  # told below, with the row
-                linear = chosen @ backend.asarray(weights[part].T, x.dtype)
+                linear = x[here, :] @ backend.asarray(weights[part].T, x.dtype)
             scores[positions[here]] = to_numpy(linear).astype(np.float64) + bias[part]
     bad = np.flatnonzero((parts >= 0) & ~np.isfinite(scores).all(axis=1))
     if bad.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from sonde.errors import InputError
 
 from .backend import Array, Backend, gram, to_numpy
 from .moments import FoldStatistics, Moments
-from .rows import Rows, fold_array, target_array, used_chunks, weight_array
+from .rows import Rows, fold_array, runs, target_array, used_chunks, weight_array
 
 __all__ = ["FoldStatistics", "Moments", "StatisticsFitter", "accumulate", "with_targets"]
 
@@ -75,6 +74,7 @@ class StatisticsFitter:
         x : array of shape [n, D], the fitter's dtype
         y : float64 array of shape [n, T]
         fold : int array of shape [n], numpy, each in [0, F)
+            Best with equal ones together.
         weight : float64 array of shape [n], or None for ones
 
         Raises
@@ -82,7 +82,7 @@ class StatisticsFitter:
         InputError
             If a value of `x` is not finite, or its square is not.
         """
-        backend, xp = self._backend, self._backend.xp
+        xp = self._backend.xp
         if self._moved:
             x = x - xp.astype(self._shift, self._dtype)
         # First, so that a pilot of the first chunk shifts that chunk too.
@@ -90,16 +90,14 @@ class StatisticsFitter:
         if moved_by is not None:
             x = x - xp.astype(moved_by, self._dtype)
         y = y - self._shift_y
-        for f in np.unique(fold).tolist():
-            mine = np.flatnonzero(fold == f)
-            at = backend.indices(mine)
-            y_f, w_f = xp.take(y, at, axis=0), None if weight is None else xp.take(weight, at, axis=0)
-            self._n[f] += mine.size
-            self._weight[f] += mine.size if w_f is None else float(xp.sum(w_f))
+        for f, mine in runs(fold):
+            y_f, w_f = y[mine, :], None if weight is None else weight[mine]
+            self._n[f] += y_f.shape[0]
+            self._weight[f] += y_f.shape[0] if w_f is None else float(xp.sum(w_f))
             wide = y_f if w_f is None else y_f * w_f[:, None]
             self._sum_y[f, ...] += xp.sum(wide, axis=0)
             self._square_y[f, ...] += xp.sum(wide * y_f, axis=0)
-            self._buffer(f, xp.take(x, at, axis=0), xp.astype(y_f, self._dtype), w_f)
+            self._buffer(f, x[mine, :], xp.astype(y_f, self._dtype), w_f)
 
     def finish(self) -> FoldStatistics:
         """Return the sums of all rows added so far."""
@@ -273,20 +271,17 @@ def with_targets(
     shift = _weighted_mean(target[used], None if weight is None else weight[used])
     target = np.where(used[:, None], target - shift, 0.0)
     weighted = target if weight is None else target * weight[:, None]
+    y_all: Any = None
     member = (fold == np.arange(stats.n_folds)[:, None]).astype(np.float64)
     backend = Backend.of(stats.shift_x)
     cross = backend.zeros(stats.n_folds, rows.hidden_size, target.shape[1])
     moved = bool(backend.xp.any(stats.shift_x != 0))
     for _, positions, x in used_chunks(rows, fold, device):
         x = x - backend.xp.astype(stats.shift_x, x.dtype) if moved else x
-        # Rows of a fold lie together, so that each fold's product is one of a slice.
-        order = np.argsort(fold[positions], kind="stable")
-        x, here = backend.xp.take(x, backend.indices(order), axis=0), positions[order]
-        y_chunk = backend.asarray(weighted[here], x.dtype)
-        ends = np.searchsorted(fold[here], np.arange(stats.n_folds + 1)).tolist()
-        for f, (start, stop) in enumerate(itertools.pairwise(ends)):
-            if start < stop:
-                cross[f, ...] += backend.xp.matmul(x[start:stop, :].T, y_chunk[start:stop, :])
+        y_all = backend.asarray(weighted, x.dtype) if y_all is None else y_all
+        y_chunk = backend.xp.take(y_all, backend.indices(positions), axis=0)
+        for f, mine in runs(fold[positions]):
+            cross[f, ...] += backend.xp.matmul(x[mine, :].T, y_chunk[mine, :])
     return replace(
         stats,
         shift_y=backend.asarray(shift, backend.xp.float64),
@@ -304,7 +299,9 @@ def _weighted_mean(y: np.ndarray[Any, Any], weight: np.ndarray[Any, Any] | None)
 
 def raise_not_finite(positions: np.ndarray[Any, Any], x: Array, xp: Any) -> None:
     """Raise InputError for the first value of x ([n, D]), of sample rows `positions`, that is not finite."""
-    bad = np.argwhere(~to_numpy(xp.isfinite(x)))
+    order = np.argsort(positions)
+    bad = np.argwhere(~to_numpy(xp.isfinite(x))[order])
+    positions = positions[order]
     if bad.size == 0:
         raise InputError(
             f"activations of rows {positions[0]} to {positions[-1]} are too large for products in {x.dtype}: "

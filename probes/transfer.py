@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .bootstrap import interval
-from .fit import HeldRows, Solver, fit_layer
+from .fit import Solver, fit_layer
 from .metrics import PRIMARY, score
 from .problem import Problem
-from .rows import Rows
+from .rows import HeldRows, Rows
 from .sums import macro
 
 

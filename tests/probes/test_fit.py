@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sonde.probes.rows
 from sonde.errors import InputError
 from sonde.probes import ArrayRows, Problem, accumulate, fit_layer, logistic_cv
-from sonde.probes.fit import HeldRows
+from sonde.probes.rows import HeldRows
 
 ALPHAS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
@@ -105,7 +106,9 @@ def test_a_layer_is_read_once(solver: Any, example: Any) -> None:
     assert rows.n_reads == 1
 
 
-def test_a_layer_that_is_too_large_is_streamed_again_for_every_pass(example: Any) -> None:
+def test_a_layer_that_is_too_large_is_streamed_again_for_every_pass(
+    example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem, x = Problem.of(example.store, "entailment"), example.x(5)
     folds = problem.split.folds
 
@@ -114,8 +117,9 @@ def test_a_layer_that_is_too_large_is_streamed_again_for_every_pass(example: Any
 
     streamed, held = WatchedRows(x), WatchedRows(x)
     chunks = [chunk for _, chunk in ArrayRows(x, 32)]
-    weights = fit(HeldRows(streamed, limit=x.nbytes - 1))
-    np.testing.assert_array_equal(weights, fit(HeldRows(held, limit=x.nbytes)))
+    weights = fit(HeldRows(held, limit=x.nbytes))
+    monkeypatch.setattr(sonde.probes.rows, "HELD_BYTES", 3 * x.nbytes // 4)
+    np.testing.assert_array_equal(weights, fit(HeldRows(streamed)))
     assert streamed.n_reads > 2
     assert (held.n_reads, held.n_chunks) == (1, len(chunks))
 
