@@ -218,19 +218,20 @@ def fold_array(folds: Any, n_folds: int | None = None) -> np.ndarray[Any, Any]:
 
 def target_array(y: Any, used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return targets as a float64 numpy array of shape [N, T]; raise InputError if one in use is not finite."""
-    target = to_numpy(y).astype(np.float64)
+    target = np.asarray(to_numpy(y), dtype=np.float64)
     target = target[:, None] if target.ndim == 1 else target
     if target.ndim != 2 or target.shape[0] != used.shape[0]:
         raise InputError(
             f"targets of shape {target.shape} for {used.shape[0]} samples: give an array [samples, targets]"
         )
-    bad = np.argwhere(~np.isfinite(target) & used[:, None])
-    if bad.size:
-        row, column = bad[0].tolist()
+    if not np.isfinite(target).all() and not np.isfinite(target[used]).all():
+        row, column = np.argwhere(~np.isfinite(target) & used[:, None])[0].tolist()
         raise InputError(
             f"target {column} of row {row} is {target[row, column]}: give a finite value, or the row the fold -1"
         )
-    return np.where(used[:, None], target, 0.0)
+    target = target.copy()
+    target[~used] = 0.0
+    return target
 
 
 def weight_array(sample_weight: Any, used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:

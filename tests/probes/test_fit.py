@@ -118,7 +118,7 @@ def test_a_layer_that_is_too_large_is_streamed_again_for_every_pass(
     streamed, held = WatchedRows(x), WatchedRows(x)
     chunks = [chunk for _, chunk in ArrayRows(x, 32)]
     weights = fit(HeldRows(held, limit=x.nbytes))
-    monkeypatch.setattr(sonde.probes.rows, "HELD_BYTES", 3 * x.nbytes // 4)
+    monkeypatch.setattr(sonde.probes.rows, "HELD_BYTES", x.nbytes // 2)
     np.testing.assert_array_equal(weights, fit(HeldRows(streamed)))
     assert streamed.n_reads > 2
     assert (held.n_reads, held.n_chunks) == (1, len(chunks))
