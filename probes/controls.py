@@ -49,11 +49,11 @@ class Controls:
     variants: NDArray[np.str_] | None = None
     seed: int = 0
 
-    def check(self, problem: Problem, solver: Solver, library: Library) -> None:
+    def check(self, problem: Problem, solver: Solver, backend: Library) -> None:
         """Raise InputError if a control is not for such probes."""
         if self.permutations < 0:
             raise InputError(f"{self.permutations} permutations: ask for 0 or more, 100 are usual")
-        if self.permutations and (solver != "ridge" or library != "sonde"):
+        if self.permutations and (solver != "ridge" or backend != "sonde"):
             raise InputError("the permutation null is that of sonde's ridge probes: use the solver ridge")
         if self.codelength and solver != "logistic":
             raise InputError("the online codelength is that of logistic probes: use the solver logistic")

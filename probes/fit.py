@@ -68,21 +68,21 @@ class Fit:
 
 
 def ensure_solvable(
-    problem: Problem, solver: str, library: str = "sonde", class_weight: ClassWeight | None = None
+    problem: Problem, solver: str, backend: str = "sonde", class_weight: ClassWeight | None = None
 ) -> None:
     """Raise InputError if there is no such solver, it cannot answer such labels, or an option is not for it."""
     if solver not in get_args(Solver):
         raise InputError(f"unknown solver {solver!r}: there are {', '.join(get_args(Solver))}")
     if solver != "ridge" and problem.kind == "regression":
         raise InputError(f"labels {problem.labels!r} are numbers: {solver} probes need classes; use the solver ridge")
-    if library not in get_args(Library):
-        raise InputError(f"unknown library {library!r}: there are {', '.join(get_args(Library))}")
-    if library != "sonde":
+    if backend not in get_args(Library):
+        raise InputError(f"unknown backend {backend!r}: there are {', '.join(get_args(Library))}")
+    if backend != "sonde":
         if solver not in ("ridge", "logistic"):
-            raise InputError(f"{solver} probes are sonde's own: {library} is for ridge and logistic")
-        libraries.load_library(library)
-    if class_weight is not None and (solver != "logistic" or library != "sonde"):
-        raise InputError(f"class weights are for logistic probes of sonde, not for {solver} probes of {library}")
+            raise InputError(f"{solver} probes are sonde's own: {backend} is for ridge and logistic")
+        libraries.load_library(backend)
+    if class_weight is not None and (solver != "logistic" or backend != "sonde"):
+        raise InputError(f"class weights are for logistic probes of sonde, not for {solver} probes of {backend}")
 
 
 def label_free(
@@ -107,7 +107,7 @@ def fit_layer(
     alphas: Any = None,
     device: str | None = None,
     *,
-    library: Library = "sonde",
+    backend: Library = "sonde",
     class_weight: ClassWeight | None = None,
     known: LabelFree | None = None,
 ) -> Fit:
@@ -125,7 +125,7 @@ def fit_layer(
         Candidates; `ALPHAS` if left out.
     device
         Torch device to compute on; left out, numpy.
-    library
+    backend
         Whose solvers: ``sklearn`` and ``cuml`` fit their own ``Ridge`` and ``LogisticRegression``, on all rows in
         memory.
     class_weight
@@ -140,14 +140,14 @@ def fit_layer(
         a score is not.
     """
     ensure_device(device)
-    ensure_solvable(problem, solver, library, class_weight)
+    ensure_solvable(problem, solver, backend, class_weight)
     alphas = ALPHAS[solver] if alphas is None else alphas
     # A logistic fit passes over the rows a few dozen times, the others two or three.
     rows = HeldRows(rows, device=device)
-    if library == "sonde":
+    if backend == "sonde":
         found = _solve(rows, problem, solver, alphas, device, class_weight, known)
     else:
-        found = _solve_by(library, rows, problem, solver, alphas, device)
+        found = _solve_by(backend, rows, problem, solver, alphas, device)
     weights, bias = to_numpy(found.weights), to_numpy(found.bias)
     scores = score_rows(
         rows,

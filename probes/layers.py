@@ -28,7 +28,7 @@ class Recipe:
 
     Attributes
     ----------
-    solver, alphas, device, library, class_weight
+    solver, alphas, device, backend, class_weight
         As of `fit_layer`.
     cache
         Whether what no label changes is kept in the store.
@@ -39,7 +39,7 @@ class Recipe:
     solver: Solver
     alphas: NDArray[np.float64]
     device: str | None = None
-    library: Library = "sonde"
+    backend: Library = "sonde"
     class_weight: ClassWeight | None = None
     cache: bool = True
     controls: Controls = field(default_factory=Controls)
@@ -111,7 +111,7 @@ class LayerTask:
         rows = HeldRows(layer, device=device)
         try:
             known = None
-            if recipe.library == "sonde" and solver != "mass-mean":
+            if recipe.backend == "sonde" and solver != "mass-mean":
                 cache = LayerCache.of(store.statistics, layer) if recipe.cache else None
                 known = label_free(rows, problem, solver, device, cache)
             fit = fit_layer(
@@ -120,7 +120,7 @@ class LayerTask:
                 solver,
                 alphas,
                 device,
-                library=recipe.library,
+                backend=recipe.backend,
                 class_weight=recipe.class_weight,
                 known=known,
             )

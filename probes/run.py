@@ -52,7 +52,7 @@ def probe(
     layers: Sequence[int] | None = None,
     alphas: Sequence[float] | None = None,
     class_weight: ClassWeight | None = None,
-    library: Library = "sonde",
+    backend: Library = "sonde",
     test_size: float = 0.25,
     n_folds: int = 5,
     n_draws: int = 1000,
@@ -90,7 +90,7 @@ def probe(
         Penalties to choose from, on standardised activations: scikit-learn's Ridge ``alpha``, logistic ``1 / C``.
     class_weight
         Of logistic probes: ``"balanced"``, or weights by class.
-    library
+    backend
         Whose ridge and logistic regression: ``sonde``, ``sklearn`` or ``cuml``.
     test_size
         Share of samples to test, whole groups; a ``split`` column in the store overrides it.
@@ -146,7 +146,7 @@ def probe(
             "finish it with `sonde extract --resume`"
         )
     problem = Problem.of(store, labels, test_size=test_size, n_folds=n_folds, seed=seed)
-    ensure_solvable(problem, solver, library, class_weight)
+    ensure_solvable(problem, solver, backend, class_weight)
     controls = Controls(
         permutations,
         None if control_task is None else make_control_task(problem, _names(store, control_task).tolist(), seed),
@@ -154,10 +154,10 @@ def probe(
         None if transfer is None else _names(store, transfer),
         seed,
     )
-    controls.check(problem, solver, library)
+    controls.check(problem, solver, backend)
     warn_of_missing_positives(problem)
     penalties = ALPHAS[solver] if alphas is None else alpha_array(alphas)
-    recipe = Recipe(solver, penalties, device, library, class_weight, cache, controls)
+    recipe = Recipe(solver, penalties, device, backend, class_weight, cache, controls)
     draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
     # The folder comes first: hours of probing must not end at one that cannot be made.
     with _folder(out, resume) as path:
@@ -248,7 +248,7 @@ def _about(
         "labels": hashlib.blake2b(named + problem.y[used].tobytes() + used.tobytes(), digest_size=16).hexdigest(),
         "split": problem.split.hash,
         "solver": recipe.solver,
-        "library": recipe.library,
+        "backend": recipe.backend,
         "alphas": recipe.alphas.tolist(),
         "class weights": repr(recipe.class_weight),
         "device": recipe.device,
@@ -347,7 +347,7 @@ def _provenance(store: Store, problem: Problem, recipe: Recipe, seed: int, n_dra
         "primary": {problem.labels: PRIMARY[problem.kind]},
         "kind": problem.kind,
         "solver": recipe.solver,
-        "library": recipe.library,
+        "backend": recipe.backend,
         "alphas": recipe.alphas.tolist(),
         "class_weight": None if recipe.class_weight is None else repr(recipe.class_weight),
         "seed": seed,

@@ -81,9 +81,9 @@ class Statistics:
             If the store cannot be written.
         """
         folder = f"{_FOLDER}/{key}"
-        tree, group = new_tree({})
+        tree, root = new_tree({})
         for name, x in arrays.items():
-            group.create_array(name, shape=x.shape, chunks=x.shape, dtype=x.dtype, compressors=[Crc32cCodec()])
+            root.create_array(name, shape=x.shape, chunks=x.shape, dtype=x.dtype, compressors=[Crc32cCodec()])
         objects = bytes_of(tree)
         try:
             self._location.clear(folder)
@@ -103,7 +103,8 @@ class Statistics:
                 for name, x in arrays.items()
             }
             attributes = {"about": dict(about), "arrays": described}
-            self._location.publish(f"{folder}/zarr.json", bytes_of(new_tree(attributes)[0])["zarr.json"])
+            for group, its in ((_FOLDER, {}), (folder, attributes)):
+                self._location.publish(f"{group}/zarr.json", bytes_of(new_tree(its)[0])["zarr.json"])
         except OSError as error:
             raise StoreError(
                 f"cannot keep statistics in {self._location} ({error.strerror or error}): free space, or probe without "

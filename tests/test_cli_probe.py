@@ -48,7 +48,7 @@ def test_another_librarys_solvers_and_balanced_classes(store: Path, call: Any) -
     alphas = ("--alpha", 1, "--alpha", 10)
     ours, theirs = (
         json.loads(call("probe", store, "--labels", "topic", *FAST, *alphas, "--json", *more).out)["summary"][0]
-        for more in (("--out", "ours"), ("--out", "theirs", "--library", "sklearn"))
+        for more in (("--out", "ours"), ("--out", "theirs", "--backend", "sklearn"))
     )
     assert {**ours, "best": pytest.approx(ours["best"]), "top": pytest.approx(ours["top"])}["best"] == theirs["best"]
     balanced = call("probe", store, "--labels", "topic", *FAST, "--solver", "logistic", "--balanced", "--json")

@@ -49,8 +49,8 @@ class SolverName(StrEnum):
     lda = "lda"
 
 
-class LibraryName(StrEnum):
-    """Libraries of ``sonde probe``."""
+class BackendName(StrEnum):
+    """Whose solvers ``sonde probe`` uses."""
 
     sonde = "sonde"
     sklearn = "sklearn"
@@ -233,7 +233,7 @@ def probe(
     scheduler: Annotated[str | None, typer.Option(help="Dask scheduler, tcp://…")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Local worker processes; threads if left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run to the same folder left.")] = False,
-    library: Annotated[LibraryName, typer.Option(help="Whose ridge and logistic regression.")] = LibraryName.sonde,
+    backend: Annotated[BackendName, typer.Option(help="Whose ridge and logistic regression.")] = BackendName.sonde,
     balanced: Annotated[bool, typer.Option("--balanced", help="Weight classes equally (logistic).")] = False,
     cache: Annotated[bool, typer.Option(help="Keep statistics in the store for the next labels.")] = True,
     permutations: Annotated[int, typer.Option(min=0, help="Permutations of the labels, for the null (ridge).")] = 0,
@@ -274,7 +274,7 @@ def probe(
             workers=workers,
             out=folder,
             resume=resume,
-            library=library.value,
+            backend=backend.value,
             class_weight="balanced" if balanced else None,
             cache=cache,
             permutations=permutations,

@@ -145,7 +145,7 @@ def test_controls_come_back_from_disk_and_from_several_runs(store: Store, tmp_pa
     ("chosen", "message"),
     [
         ({"solver": "logistic", "permutations": 5}, "use the solver ridge"),
-        ({"library": "sklearn", "permutations": 5}, "use the solver ridge"),
+        ({"backend": "sklearn", "permutations": 5}, "use the solver ridge"),
         ({"permutations": -1}, "-1 permutations"),
         ({"codelength": True}, "use the solver logistic"),
         ({"control_task": "objects"}, "'objects' are multilabel: types and variants are classes"),
