@@ -96,7 +96,7 @@ def mean_difference(stats: FoldStatistics, *, per_target: bool = True) -> Linear
         If targets are not such, a training part lacks a class, or there are fewer than two folds, or an empty one.
     """
     _check_classes(stats, per_target)
-    return LinearFit(*_gather([_nearest_mean(part, per_target) for part in _parts(stats)]))
+    return LinearFit(*_gather([nearest_mean(part, per_target) for part in _parts(stats)]))
 
 
 def lda(
@@ -160,7 +160,8 @@ def lda(
     return LdaFit(*_gather(probes), ridge.alphas, ridge.alpha, ridge.cv_error)
 
 
-def _nearest_mean(moments: Moments, per_target: bool) -> tuple[Array, Array]:
+def nearest_mean(moments: Moments, per_target: bool) -> tuple[Array, Array]:
+    """Return the weights [T, D] and bias [T] of `mean_difference` for one set of rows, every class in them."""
     xp = array_api_compat.array_namespace(moments.sxy)
     difference = moments.sxy / _count(moments, per_target)
     squared = xp.sum(difference**2, axis=0)

@@ -18,10 +18,11 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from sonde.errors import InputError
 
 from .backend import Backend, to_numpy
+from .discriminant import nearest_mean
 from .fit import ALPHAS, ensure_device
 from .logistic import logistic_cv, logistic_path
 from .objective import Kind, label_array
-from .ridge import alpha_array, ridge_cv, ridge_path, to_dtype
+from .ridge import alpha_array, ridge_cv, ridge_path
 from .rows import ArrayRows, weight_array
 from .statistics import accumulate
 
@@ -357,19 +358,14 @@ class MeanDifferenceProbe(_LinearClassifier):
         used = _used(len(X), weight)
         one_hot = label_array(labels, used, kind)
         moments = accumulate(self._rows(X), one_hot, np.where(used, 0, -1), sample_weight=weight).total()
-        share, sxy, mean_x = (to_numpy(a) for a in (moments.mean_y, moments.sxy, moments.mean_x))
+        share = to_numpy(moments.mean_y)
         constant = np.flatnonzero((share <= 0) | (share >= 1))
         if constant.size:
             raise InputError(f"label {constant[0]} is the same in all rows: drop it")
-        if kind == "multilabel":
-            difference = sxy / (moments.weight * share * (1 - share))
-            squared = (difference**2).sum(axis=0)
-            weights = difference / np.where(squared > 0, squared, 1)
-            at_mean = share - 0.5
-        else:
-            weights = sxy / (moments.weight * share)
-            at_mean = -0.5 * (weights**2).sum(axis=0)
-        self.coef_, self.intercept_ = to_dtype(weights.T, at_mean - mean_x @ weights, mean_x, X.dtype)
+        separate = kind == "multilabel"
+        weights, bias = (to_numpy(a).astype(X.dtype) for a in nearest_mean(moments, separate))
+        # Of one label the score is 0 at the negatives' mean and 1 at the positives': midway is where a class begins.
+        self.coef_, self.intercept_ = weights, bias - (0.5 if separate else 0)
         return self
 
 
