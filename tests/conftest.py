@@ -100,7 +100,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def store(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the study's store in the working directory."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(study.store, tmp_path / "run.zarr"))
+    ignore = shutil.ignore_patterns("statistics")  # of other tests' probes
+    return Path(shutil.copytree(study.store, tmp_path / "run.zarr", ignore=ignore))
 
 
 @pytest.fixture
@@ -136,10 +137,11 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture(scope="session")
 def tree() -> Callable[[Path], dict[str, bytes]]:
-    """Reads every file below a store, but the logs of its runs."""
+    """Reads every file below a store, but the logs of its runs and what probes keep there."""
 
     def read(folder: Path) -> dict[str, bytes]:
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        return {name: path.read_bytes() for name, path in files.items() if not name.startswith("log/")}
+        passed_over = ("log/", "statistics/")
+        return {name: path.read_bytes() for name, path in files.items() if not name.startswith(passed_over)}
 
     return read

@@ -11,7 +11,10 @@ import pytest
 FAST = ("--draws", 20, "--layer", 0, "--layer", 2, "--tokens", "last")
 
 
-def test_what_is_measured_beside_is_told_for_the_best_layer_and_saved_for_all(store: Path, call: Any) -> None:
+def test_what_is_measured_beside_is_told_for_the_best_layer_and_saved_for_all(
+    store: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     ridge = call("probe", store, "--labels", "topic", *FAST, "--permutations", 9)
     assert ridge.code == 0
     assert "permutation" in ridge.out
