@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from sonde.errors import InputError, StoreError
-from sonde.store import Store, versions
+from sonde.store import Store
 
+from .assemble import about_run, assemble, origin_of, save_scores
 from .baseline import text_baseline
 from .bootstrap import cluster_weights
 from .class_weights import ClassWeight
-from .compare import compare_layers, draw_table
 from .control import control_task as make_control_task
 from .controls import Controls
-from .evaluate import evaluate, warn_of_missing_positives
+from .evaluate import warn_of_missing_positives
 from .fit import ALPHAS, Library, Solver, ensure_solvable
 from .layers import LayerTask, ProbedLayer, Recipe, layer_tasks
-from .metrics import PRIMARY
 from .parts import LAYERS, Parts
 from .probe import save_probes
 from .problem import Problem
-from .results import MAJORITY, TEXT, Results
+from .results import Results
 from .ridge import alpha_array
 from .schedule import run_tasks
-from .tables import COLUMNS, COMPARISON_COLUMNS, CONTROL_COLUMNS, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +156,8 @@ def probe(
         if path is not None and (path / "results.parquet").is_file():
             log.info("%s is finished", path)
             return Results.load(path)
-        about = _about(store, problem, recipe, n_draws, control_task, transfer)
-        parts = None if path is None else Parts(path, about, _origin(store, problem, seed))
+        about = about_run(store, problem, recipe, n_draws)
+        parts = None if path is None else Parts(path, about, origin_of(store, problem, seed))
         done = parts.begin(tasks) if parts is not None else []
         known = {(probed.spec.name, probed.probe.layer) for probed in done}
         left = [task for task in tasks if (task.spec.name, task.layer) not in known]
@@ -190,10 +182,10 @@ def probe(
         if solver != "mass-mean":
             _warn_of_edges(done, penalties, int((problem.split.folds >= 0).sum()))
         words = None if texts is None else text_baseline([texts.get(i, "") for i in store.ids.tolist()], problem)
-        results = _results(store, problem, draws, done, recipe, seed, words)
+        results = assemble(store, problem, draws, done, recipe, seed, words)
         if path is not None and parts is not None:
             save_probes(path, [probed.probe for probed in done])
-            _save_scores(path, problem, store.ids, done)
+            save_scores(path, problem, store.ids, done)
             # The results come last: a folder that has them is complete.
             results.save(path)
             parts.remove()
@@ -230,37 +222,6 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Iterator[Path |
         raise
 
 
-def _origin(store: Store, problem: Problem, seed: int) -> dict[str, Any]:
-    """Columns of the results that are the same for all layers."""
-    model = str(store.schema.model.get("name"))
-    where = {"model": model, "store": store.location.name, "labels": problem.labels}
-    return where | {"split_hash": problem.split.hash, "seed": seed}
-
-
-def _about(
-    store: Store, problem: Problem, recipe: Recipe, n_draws: int, control_task: str | None, transfer: str | None
-) -> dict[str, Any]:
-    """What decides the numbers of a run, as JSON."""
-    used = (problem.split.folds >= 0) | problem.split.test
-    named = json.dumps([problem.labels, problem.kind, problem.targets]).encode()
-    return {
-        "store": str(store.location),
-        "labels": hashlib.blake2b(named + problem.y[used].tobytes() + used.tobytes(), digest_size=16).hexdigest(),
-        "split": problem.split.hash,
-        "solver": recipe.solver,
-        "backend": recipe.backend,
-        "alphas": recipe.alphas.tolist(),
-        "class weights": repr(recipe.class_weight),
-        "device": recipe.device,
-        "seed": recipe.controls.seed,
-        "draws": n_draws,
-        "permutations": recipe.controls.permutations,
-        "codelength": recipe.controls.codelength,
-        "control task": control_task,
-        "transfer": transfer,
-    }
-
-
 def _names(store: Store, name: str) -> NDArray[np.str_]:
     """What a column of the store, or classes of its labels, say of each sample."""
     if name in store.columns:
@@ -290,103 +251,3 @@ def _warn_of_edges(done: Sequence[ProbedLayer], alphas: NDArray[np.float64], n_t
                 name,
                 edge,
             )
-
-
-def _results(
-    store: Store,
-    problem: Problem,
-    draws: NDArray[Any],
-    done: Sequence[ProbedLayer],
-    recipe: Recipe,
-    seed: int,
-    words: NDArray[np.float64] | None,
-) -> Results:
-    common, primary = _origin(store, problem, seed), PRIMARY[problem.kind]
-    origin = {name: common[name] for name in ("model", "store", "labels")} | {"solver": recipe.solver}
-    records = [
-        common
-        | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer, "solver": recipe.solver}
-        | record
-        for p in done
-        for record in p.evaluation.records
-    ]
-    probabilities = problem.kind != "regression"
-    constant = np.tile(problem.prior(), (len(problem.y), 1))
-    baselines = {MAJORITY: evaluate(problem, constant, draws, probabilities=probabilities, cross_validated=False)}
-    if words is not None:
-        baselines[TEXT] = evaluate(problem, words, draws, probabilities=probabilities)
-    for name, baseline in baselines.items():
-        where = {"site": "", "tokens": "", "layer": -1, "solver": name}
-        records += [common | where | record for record in baseline.records]
-    between = {"trained_on": "", "tested_on": ""}
-    controls = [
-        origin | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer} | between | dict(record)
-        for p in done
-        for record in p.controls
-    ]
-    return Results(
-        pd.DataFrame.from_records(records, columns=list(COLUMNS)),
-        pd.DataFrame.from_records(
-            [origin | row for row in compare_layers(done, primary)], columns=list(COMPARISON_COLUMNS)
-        ),
-        _provenance(store, problem, recipe, seed, len(draws)),
-        [draw_table(done).assign(**origin)],
-        pd.DataFrame.from_records(controls, columns=list(CONTROL_COLUMNS)),
-    )
-
-
-def _provenance(store: Store, problem: Problem, recipe: Recipe, seed: int, n_draws: int) -> dict[str, Any]:
-    task = recipe.controls.task
-    throughput = store.throughput()
-    return {
-        "model": str(store.schema.model.get("name")),
-        "weights": store.schema.model.get("weights", "pretrained"),
-        "store": store.location.name,
-        "store_path": str(store.location),
-        "n_layers": store.schema.model.get("n_layers"),
-        "primary": {problem.labels: PRIMARY[problem.kind]},
-        "kind": problem.kind,
-        "solver": recipe.solver,
-        "backend": recipe.backend,
-        "alphas": recipe.alphas.tolist(),
-        "class_weight": None if recipe.class_weight is None else repr(recipe.class_weight),
-        "seed": seed,
-        "n_folds": problem.split.n_folds,
-        "n_draws": n_draws,
-        "split_hash": problem.split.hash,
-        "left_out": problem.left_out,
-        "control_task": None if task is None else {"coverage": task.coverage, "left_out": task.problem.left_out},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "extraction": {
-            "model": dict(store.schema.model),
-            "data": dict(store.schema.data),
-            "capture": dict(store.schema.capture),
-            "versions": dict(store.schema.versions),
-        },
-    } | ({"throughput": throughput} if throughput else {})
-
-
-def _save_scores(folder: Path, problem: Problem, ids: NDArray[np.str_], done: Sequence[ProbedLayer]) -> None:
-    """Write raw test scores, a row per layer, sample and target, to ``scores.parquet``, a row group per layer."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    test, n_targets = problem.split.test, len(problem.targets)
-    row = np.repeat(np.arange(int(test.sum())), n_targets)
-    shared = {
-        "id": pa.array(ids[test].tolist()).take(pa.array(row)),
-        "target": pa.array(problem.targets).take(pa.array(np.arange(row.size) % n_targets)),
-        "truth": problem.y[test].reshape(-1),
-    }
-    buffer = BytesIO()
-    writer: pq.ParquetWriter | None = None
-    for probed in done:
-        where = {"site": probed.spec.site, "tokens": probed.spec.tokens, "layer": probed.probe.layer}
-        columns = {name: pa.repeat(value, row.size) for name, value in where.items()}
-        table = pa.table(columns | shared | {"score": probed.scores.reshape(-1)})
-        writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
-        writer.write_table(table)
-    assert writer is not None, "there is at least one task"
-    writer.close()
-    write_atomically(folder / "scores.parquet", buffer.getvalue())
