@@ -56,6 +56,15 @@ def sklearn_ridge_cv(data: LayerData) -> Floats:
     return _pipeline(data, RidgeCV(data.alphas, cv=PredefinedSplit(data.folds)), data.y)
 
 
+def sklearn_ridge_loop(data: LayerData, targets: Sequence[int]) -> Floats:
+    """The same for each of some targets, so that each has its own alpha."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import PredefinedSplit
+
+    ridge = RidgeCV(data.alphas, cv=PredefinedSplit(data.folds))
+    return np.column_stack([_pipeline(data, ridge, data.y[:, t]) for t in targets])
+
+
 def sklearn_ridge_loo(data: LayerData) -> Floats:
     """scikit-learn's efficient leave-one-out, an alpha per target; it knows no groups."""
     from sklearn.linear_model import RidgeCV

@@ -55,7 +55,7 @@ class TemperatureScaling:
         return np.asarray(softmax(scores / self.temperature, axis=1))
 
 
-def platt_scaling(y: NDArray[Any], scores: Floats) -> PlattScaling:
+def platt_scaling(y: NDArray[Any], scores: Floats, start: PlattScaling | None = None) -> PlattScaling:
     """Minimise the cross-entropy −Σ t ln p + (1 − t) ln(1 − p) for every target by Newton's method.
 
     The targets t are (N₊ + 1) / (N₊ + 2) for positives and 1 / (N₋ + 2) for negatives, so that there is a minimum even
@@ -67,13 +67,16 @@ def platt_scaling(y: NDArray[Any], scores: Floats) -> PlattScaling:
         0 or 1, ``[row, target]``.
     scores
         float64 ``[row, target]`` of rows that the probe was not fitted to.
+    start
+        A curve that is near, of most of these rows: steps are saved, the minimum is the same.
 
     References
     ----------
     Platt (1999), Probabilistic outputs for support vector machines, section 2.2.
     Lin, Lin and Weng (2007), A note on Platt's probabilistic outputs: the line search.
     """
-    fitted = [_platt(y[:, t] > 0, scores[:, t]) for t in range(y.shape[1])]
+    near = [None] * y.shape[1] if start is None else zip(start.slope, start.intercept, strict=True)
+    fitted = [_platt(y[:, t] > 0, scores[:, t], at) for t, at in enumerate(near)]
     slope, intercept = np.array(fitted).reshape(-1, 2).T
     return PlattScaling(slope, intercept)
 
@@ -138,19 +141,24 @@ def calibrate(problem: Problem, scores: Floats, *, probabilities: bool) -> Float
         eps = np.finfo(np.float64).eps
         clipped = np.clip(scores, eps, 1 - eps)
         scores = logit(clipped) if problem.per_target else np.log(clipped)
-    fit: Callable[[NDArray[Any], Floats], PlattScaling | TemperatureScaling]
-    fit = platt_scaling if problem.per_target else temperature_scaling
     folds, test = problem.split.folds, problem.split.test
     chance = np.full(scores.shape, np.nan)
-    for fold in (*range(problem.split.n_folds), -1):
+    whole: PlattScaling | None = None
+    for fold in (-1, *range(problem.split.n_folds)):
         fitted = (folds >= 0) & (folds != fold)
         applied = test if fold < 0 else folds == fold
-        chance[applied] = fit(problem.truth(fitted), scores[fitted])(scores[applied])
+        curve: PlattScaling | TemperatureScaling
+        if problem.per_target:
+            curve = platt_scaling(problem.truth(fitted), scores[fitted], whole)
+            whole = whole or curve
+        else:
+            curve = temperature_scaling(problem.truth(fitted), scores[fitted])
+        chance[applied] = curve(scores[applied])
     return chance
 
 
-def _platt(y: NDArray[np.bool_], scores: Floats) -> tuple[float, float]:
-    """Return slope and intercept of one target, of truth and scores ``[row]``."""
+def _platt(y: NDArray[np.bool_], scores: Floats, near: tuple[float, float] | None) -> tuple[float, float]:
+    """Return slope and intercept of one target, of truth and scores ``[row]``; `near` ones, if known."""
     n_positive = int(y.sum())
     n_negative = len(y) - n_positive
     smoothed = np.where(y, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
@@ -168,7 +176,10 @@ def _platt(y: NDArray[np.bool_], scores: Floats) -> tuple[float, float]:
         hessian = np.array([[bent @ x, bent.sum()], [bent.sum(), curvature.sum()]])
         return loss, np.array([error @ x, error.sum()]), hessian
 
-    slope, intercept = _newton(derivatives, np.array([0.0, np.log((n_positive + 1) / (n_negative + 1))]))
+    start = [0.0, np.log((n_positive + 1) / (n_negative + 1))]
+    if near is not None:
+        start = [near[0] * spread, near[1] + near[0] * centre]
+    slope, intercept = _newton(derivatives, np.array(start))
     slope /= spread or 1.0
     return float(slope), float(intercept - slope * centre)
 
