@@ -22,13 +22,14 @@ found is printed beside its time. Peers (`benchmarks.probe_peers`) have one laye
 layer from the store. Both have one thread, as sonde gives every layer; more layers and cores change both alike. Loops
 over targets are timed on some of them, and `of sonde` counts all: targets are fits of their own. scikit-learn's
 `RidgeCV` chooses one alpha for all targets, since it allows no more with given folds: its scores are lower. Equal ones
-come of a loop over targets, which is what is owed; one fit of all stands beside it. himalaya runs on the faster of its backends for CPUs, found by fits of one alpha; its dual
-`KernelRidgeCV` decomposes a matrix of all rows and is left out where there are more rows than columns. scikit-learn's
-logistic loops have the loosest `tol`, in float32 or float64, whose objective comes within 1e-6 of the optimum (Newton's
-method to its end) for every timed target and alpha; the search is not timed. `excess` is the greatest relative excess
-over those optima. probelab cannot be told a tolerance. Adam minimises without a penalty until a validation loss stops
-falling, as most papers do: it answers another question. probekit is no contestant: it installs
-SAELens, and its logistic probes are scikit-learn's or, batched over layers, of one target at one penalty.
+come of a loop over targets, which is what is owed; one fit of all stands beside it. himalaya runs on the faster of its
+backends for CPUs, found by fits of one alpha; its dual `KernelRidgeCV` decomposes a matrix of all rows and is left out
+where there are more rows than columns. scikit-learn's logistic loops have the loosest `tol`, in float32 or float64,
+whose objective comes within 1e-6 of the optimum (Newton's method to its end) for every timed target and alpha; the
+search is not timed. `excess` is the greatest relative excess over those optima. probelab cannot be told a tolerance.
+Adam minimises without a penalty until a validation loss stops falling, as most papers do: it answers another question.
+probekit is no contestant: it installs SAELens, and its logistic probes are scikit-learn's or, batched over layers, of
+one target at one penalty.
 
 Memory is measured where rows are streamed, and for a whole layer, which stays in memory between passes up to 1 GiB.
 

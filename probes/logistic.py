@@ -245,7 +245,7 @@ def logistic_cv(
     bases : sequence of F + 1 Eigenbasis, optional
         What `sonde.probes.ridge.eigenbases` gives, if it is known. They change the way to the answer alone.
     cv_tol : float, optional
-        `tol` of the fits that serve the choice of α alone; those at the chosen α go on to `tol`. At 1e-4 objectives
+        `tol` of the fits that serve the choice of α alone; those at the chosen α go on to `tol`. At 2e-4 objectives
         are within about 1e-6 of their minimum. Left out, `tol`.
 
     Returns
