@@ -16,7 +16,7 @@ from .lbfgs import BatchedLBFGS
 from .objective import Kind, LogisticObjective
 from .ridge import Eigenbasis, to_dtype
 
-_SHARED_COLUMNS = 160
+_SHARED_COLUMNS = 512
 """Columns in a pass below which a path is cut into stretches walked side by side, as reading x is the greater cost."""
 
 _LEAST_TOL = 100.0
