@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from .location import Location
 from .trees import bytes_of, is_node, new_tree, read_json
 
 _FOLDER = "statistics"
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ class Statistics:
                 for name, x in arrays.items()
             }
             attributes = {"about": dict(about), "arrays": described}
-            for group, its in ((_FOLDER, {}), (folder, attributes)):
-                self._location.publish(f"{group}/zarr.json", bytes_of(new_tree(its)[0])["zarr.json"])
+            self._make_group()
+            self._location.publish(f"{folder}/zarr.json", bytes_of(new_tree(attributes)[0])["zarr.json"])
         except OSError as error:
             raise StoreError(
                 f"cannot keep statistics in {self._location} ({error.strerror or error}): free space, or probe without "
@@ -123,6 +125,16 @@ class Statistics:
     def clear(self) -> None:
         """Remove every entry, and what cut-off writers left."""
         self._location.clear(_FOLDER)
+
+    def _make_group(self) -> None:
+        """Make the group of all entries, which several layers may need at once."""
+        with _MAKING:
+            try:
+                if not is_node(self._location, _FOLDER):
+                    self._location.publish(f"{_FOLDER}/zarr.json", bytes_of(new_tree({})[0])["zarr.json"])
+            except OSError:
+                if not is_node(self._location, _FOLDER):  # nor has another process made it
+                    raise
 
     def _attributes(self, key: str) -> dict[str, Any]:
         attributes = read_json(self._location, f"{_FOLDER}/{key}/zarr.json").get("attributes")

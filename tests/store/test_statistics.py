@@ -1,6 +1,7 @@
 """Statistics are kept in the store beside the activations: whole or not at all, and never believed when damaged."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def test_every_reader_of_zarr_opens_them(example: Any) -> None:
     for name, values in ARRAYS.items():
         assert np.array_equal(np.asarray(group[name]), values)
     assert same({name: np.asarray(zarr.open_array(example.path / "statistics/k1" / name)) for name in ARRAYS})
+
+
+def test_many_layers_may_be_put_at_once(example: Any) -> None:
+    def put(i: int) -> None:
+        Store.open(example.path).statistics.put(f"k{i}", ARRAYS, ABOUT)
+
+    for _ in range(5):
+        example.store.statistics.clear()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, range(16)))
+        assert [entry.key for entry in example.store.statistics.entries()] == sorted(f"k{i}" for i in range(16))
+    assert zarr.open_group(example.path / "statistics", mode="r").attrs.asdict() == {}
 
 
 def test_activations_and_labels_do_not_see_them(example: Any) -> None:
