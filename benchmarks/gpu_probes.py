@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.probes import ArrayRows, LogisticFit, RidgeFit, accumulate, logistic_cv, ridge_cv
-from sonde.probes.ridge import eigenbases
+from sonde.probes.eigenbasis import eigenbases
 
 from .gpu_ceilings import Emit, wait
 from .result import Owed

@@ -7,6 +7,7 @@ from .codelength import Codelength, online_codelength
 from .control import ControlTask, control_task
 from .discriminant import LdaFit, LinearFit, lda, mean_difference
 from .dual import statistics_for
+from .eigenbasis import Eigenbasis, eigenbases
 from .erasure import Eraser, leace
 from .fit import ALPHAS, Fit, fit_layer
 from .information import v_information
@@ -17,7 +18,7 @@ from .probe import Probe, load_probes, save_probes
 from .problem import Problem
 from .report import write_report
 from .results import Results
-from .ridge import Eigenbasis, RidgeFit, RidgePath, eigenbases, ridge_cv, ridge_path
+from .ridge import RidgeFit, RidgePath, ridge_cv, ridge_path
 from .rows import ArrayRows, Rows
 from .run import probe
 from .splits import Split, split_groups

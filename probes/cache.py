@@ -16,8 +16,8 @@ from sonde.errors import StoreError
 from sonde.store import Layer, Statistics
 
 from .backend import Backend, to_numpy
+from .eigenbasis import Eigenbasis
 from .moments import FoldStatistics
-from .ridge import Eigenbasis
 
 VERSION = 1
 """Of the numbers that are kept: to be raised with every change of what `accumulate` or `eigenbases` compute."""

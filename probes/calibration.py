@@ -13,7 +13,7 @@ from .problem import Problem
 
 Floats = NDArray[np.float64]
 
-_MAX_STEPS, _TOLERANCE = 100, 1e-8
+_MAX_STEPS, _TOLERANCE = 100, 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ on the online (prequential) code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from sonde.errors import InputError
 
 from .backend import to_numpy
 from .logistic import logistic_path
-from .moments import FoldStatistics
 from .objective import Kind
 from .problem import Problem
 from .ridge import alpha_array
@@ -131,7 +130,7 @@ def online_codelength(
             candidates,
             kind=kind,
             folds=np.where(before, block, -1),
-            stats=_first(stats, k),
+            stats=stats.first(k),
         )
         at = choice, np.arange(choice.size)
         weights[k, learned], bias[k, learned] = to_numpy(path.weights)[at], to_numpy(path.bias)[at]
@@ -173,12 +172,6 @@ def _blocks(problem: Problem, seed: int) -> NDArray[np.int64]:
     blocks = np.full(len(training), -1, dtype=np.int64)
     blocks[training] = block_of[code]
     return blocks
-
-
-def _first(stats: FoldStatistics, n: int) -> FoldStatistics:
-    """Return the statistics of the first n folds, without a copy."""
-    per_fold = ("n", "weight", "sum_x", "sum_y", "gram", "cross", "square_y")
-    return replace(stats, **{name: getattr(stats, name)[:n] for name in per_fold})
 
 
 def _bits(problem: Problem, y: NDArray[np.float64], logits: NDArray[np.float64]) -> NDArray[np.float64]:

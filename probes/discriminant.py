@@ -18,8 +18,9 @@ import numpy as np
 from sonde.errors import InputError
 
 from .backend import Array, to_numpy
+from .eigenbasis import Eigenbasis, eigenbases
 from .moments import FoldStatistics, Moments
-from .ridge import Eigenbasis, check_folds, eigenbases, ridge_cv, to_dtype
+from .ridge import check_folds, ridge_cv, to_dtype
 
 _ROUNDING = 1e-9
 """Shares of the weight that differ by no more are equal: float64 sums of up to a billion rows are this exact."""

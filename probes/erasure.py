@@ -20,8 +20,8 @@ import array_api_compat
 from sonde.errors import InputError
 
 from .backend import Array, Backend
+from .eigenbasis import eigenbasis
 from .moments import Moments
-from .ridge import eigenbasis
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,36 +4,27 @@
 # scikit-learn has no types.
 from __future__ import annotations
 
-import warnings
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from sonde.errors import InputError
 
 from .backend import Backend, to_numpy
 from .discriminant import nearest_mean
+from .estimator_folds import checked_weight, penalties_and_folds, used_rows
 from .fit import ALPHAS, ensure_device
 from .logistic import logistic_cv, logistic_path
 from .objective import Kind, label_array
-from .ridge import alpha_array, ridge_cv, ridge_path
-from .rows import ArrayRows, weight_array
+from .ridge import ridge_cv, ridge_path
+from .rows import ArrayRows
 from .statistics import accumulate
 
 _DTYPES = [np.float64, np.float32]
-_FOLDS = {
-    (False, False): KFold,
-    (False, True): GroupKFold,
-    (True, False): StratifiedKFold,
-    (True, True): StratifiedGroupKFold,
-}
-"""By whether classes are stratified and whether there are groups."""
 
 
 class _LinearProbe(BaseEstimator):
@@ -121,8 +112,8 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, _LinearProbe):
             If data or options cannot be used.
         """
         X, y = validate_data(self, X, y, dtype=_DTYPES, multi_output=True, y_numeric=True, ensure_min_samples=2)
-        weight = _weights(sample_weight, len(X))
-        alphas, folds = _search(
+        weight = checked_weight(sample_weight, len(X))
+        alphas, folds = penalties_and_folds(
             ALPHAS["ridge"] if self.alphas is None else self.alphas, self.cv, y, groups, weight, stratify=False
         )
         stats = accumulate(self._rows(X), y, folds, sample_weight=weight)
@@ -167,14 +158,14 @@ class _LinearClassifier(ClassifierMixin, _LinearProbe):
     ) -> tuple[NDArray[Any], NDArray[Any], Kind, NDArray[np.float64] | None]:
         """Return rows, 0/1 labels [N, T] or class numbers [N], what they are, and weights; set the classes."""
         x, y = validate_data(self, x, y, dtype=_DTYPES, multi_output=True)
-        weight = _weights(sample_weight, len(x))
+        weight = checked_weight(sample_weight, len(x))
         check_classification_targets(y)
         self.multilabel_ = y.ndim == 2 and y.shape[1] > 1
         if self.multilabel_:
             self.classes_ = np.arange(y.shape[1])
             return x, y, "multilabel", weight
         y = column_or_1d(y, warn=True)
-        self.classes_ = np.unique(y[_used(len(y), weight)])
+        self.classes_ = np.unique(y[used_rows(len(y), weight)])
         if self.classes_.size < 2:
             raise InputError(f"y has one class only, {self.classes_.tolist()}: a probe needs two or more")
         kind: Kind = "multilabel" if self.classes_.size == 2 else "multinomial"
@@ -271,7 +262,7 @@ class LogisticProbe(_LinearClassifier):
             If a fit did not reach ``tol``.
         """
         X, labels, kind, weight = self._validated(X, y, sample_weight)
-        alphas, folds = _search(
+        alphas, folds = penalties_and_folds(
             ALPHAS["logistic"] if self.alphas is None else self.alphas,
             self.cv,
             labels,
@@ -355,7 +346,7 @@ class MeanDifferenceProbe(_LinearClassifier):
             If data cannot be used.
         """
         X, labels, kind, weight = self._validated(X, y, sample_weight)
-        used = _used(len(X), weight)
+        used = used_rows(len(X), weight)
         one_hot = label_array(labels, used, kind)
         moments = accumulate(self._rows(X), one_hot, np.where(used, 0, -1), sample_weight=weight).total()
         share = to_numpy(moments.mean_y)
@@ -367,63 +358,3 @@ class MeanDifferenceProbe(_LinearClassifier):
         # Of one label the score is 0 at the negatives' mean and 1 at the positives': midway is where a class begins.
         self.coef_, self.intercept_ = weights, bias - (0.5 if separate else 0)
         return self
-
-
-def _weights(sample_weight: Any, n_rows: int) -> NDArray[np.float64] | None:
-    weight = weight_array(sample_weight, np.ones(n_rows, dtype=bool))
-    if not _used(n_rows, weight).any():
-        raise InputError("the weight of every row is zero: leave sample_weight out, or give some row a positive one")
-    return weight
-
-
-def _used(n_rows: int, weight: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """Rows of no weight are as good as absent, also from folds and classes."""
-    return np.ones(n_rows, dtype=bool) if weight is None else weight > 0
-
-
-def _search(
-    alphas: Any, cv: Any, y: NDArray[Any], groups: Any, weight: NDArray[np.float64] | None, *, stratify: bool
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return penalties to choose from and the fold of every row; one penalty and one fold if there is no choice."""
-    check_consistent_length(y, groups)
-    alphas = alpha_array(alphas)
-    used = _used(len(y), weight)
-    if alphas.size > 1:
-        folds = _folds(cv, y, None if groups is None else np.asarray(groups), used, stratify=stratify)
-        if folds.max() > 0:
-            return alphas, folds
-        alphas = np.sort(alphas)[[alphas.size // 2]]
-        warnings.warn(
-            f"{'the classes of ' if stratify else ''}{used.sum()} rows cannot be cross-validated: alpha {alphas[0]:g} "
-            "is the middle of the candidates; give one alpha, or more rows or groups",
-            UserWarning,
-            stacklevel=3,
-        )
-    return alphas, np.where(used, 0, -1)
-
-
-def _folds(
-    cv: Any, y: NDArray[Any], groups: NDArray[Any] | None, used: NDArray[np.bool_], *, stratify: bool
-) -> NDArray[np.int64]:
-    """Return the fold of every row, numbered from 0 without gaps; -1 for rows that are not used."""
-    folds = np.full(len(y), -1)
-    if isinstance(cv, Integral):
-        rows = np.flatnonzero(used)
-        units, classes = rows if groups is None else groups[rows], y[rows]
-        parts = [units[classes == c] for c in np.unique(classes)] if stratify else [units]
-        n_folds = min(int(cv), *(np.unique(part).size for part in parts))
-        if n_folds < 2:
-            return np.where(used, 0, -1)
-        splitter = _FOLDS[stratify, groups is not None](n_folds)
-        for fold, (_, test) in enumerate(splitter.split(rows, classes, None if groups is None else units)):
-            folds[rows[test]] = fold
-    else:
-        for fold, (train, test) in enumerate(check_cv(cv).split(y, y, groups)):
-            if len(train) + len(test) < len(y) or (folds[test] >= 0).any():
-                raise InputError(f"part {fold} of cv leaves rows out, or tests some again: give parts of all rows")
-            folds[test] = fold
-        if folds.min() < 0:
-            raise InputError(f"cv never tests row {folds.argmin()}: give parts of all rows")
-        folds[~used] = -1
-    folds[used] = np.unique(folds[used], return_inverse=True)[1]
-    return folds

@@ -16,10 +16,11 @@ from .cache import LabelFree, LayerCache
 from .class_weights import ClassWeight
 from .discriminant import LinearFit, lda, mean_difference
 from .dual import statistics_for
+from .eigenbasis import eigenbases
 from .logistic import LogisticFit, logistic_bases, logistic_cv
 from .objective import Kind as LogisticKind
 from .problem import Problem
-from .ridge import RidgeFit, eigenbases, ridge_cv
+from .ridge import RidgeFit, ridge_cv
 from .rows import HeldRows, Rows, used_chunks
 from .score import score_rows
 from .statistics import accumulate, with_targets

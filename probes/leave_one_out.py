@@ -20,8 +20,9 @@ import numpy as np
 from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch, to_numpy
+from .eigenbasis import Eigenbasis, eigenbasis
 from .moments import FoldStatistics, Moments
-from .ridge import Eigenbasis, alpha_array, check_rows, choose_alpha, eigenbasis, solve
+from .ridge import alpha_array, check_rows, choose_alpha, solve
 from .rows import Rows, fold_array, target_array, used_chunks, weight_array
 
 _BLOCK_ELEMENTS = 2**22

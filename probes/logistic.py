@@ -28,10 +28,11 @@ import numpy as np
 
 from .backend import Array
 from .class_weights import ClassWeight
+from .eigenbasis import Eigenbasis, eigenbases, eigenbasis
 from .moments import FoldStatistics
 from .objective import Kind, LogisticObjective, label_array
 from .pathwise import PathSolver
-from .ridge import Eigenbasis, alpha_array, best_alpha, check_folds, check_rows, eigenbases, eigenbasis
+from .ridge import alpha_array, best_alpha, check_folds, check_rows
 from .rows import Rows, fold_array, weight_array
 from .statistics import accumulate
 

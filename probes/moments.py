@@ -140,6 +140,11 @@ class FoldStatistics:
         """Return the moments of all rows but those of `fold`: its training part."""
         return self._moments([f for f in range(self.n_folds) if f != fold])
 
+    def first(self, n: int) -> FoldStatistics:
+        """Return the statistics of the first n folds, without a copy."""
+        per_fold = ("n", "weight", "sum_x", "sum_y", "gram", "cross", "square_y")
+        return replace(self, **{name: getattr(self, name)[:n] for name in per_fold})
+
     def light(self) -> FoldStatistics:
         """Return the same sums without what `Moments.decompose` needs: enough where the eigenbases are known."""
         return FoldStatistics(

@@ -98,7 +98,8 @@ class Parts:
         try:
             rows, _ = read_table(path.with_name(f"{path.name}.parquet"), COLUMNS)
             with safe_open(path.with_name(f"_{path.name}.safetensors"), "numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                arrays = {name: file.get_tensor(name) for name in names}
                 described, controls = (json.loads(file.metadata()[name]) for name in ("probe", "controls"))
             described |= {"targets": tuple(described["targets"]), "alpha": tuple(described["alpha"])}
             records = [dict(zip(kept, row, strict=True)) for row in rows[kept].itertuples(index=False)]

@@ -12,9 +12,10 @@ import numpy as np
 from sonde.errors import InputError
 
 from .backend import Array, Backend
+from .eigenbasis import Eigenbasis
 from .lbfgs import BatchedLBFGS
 from .objective import Kind, LogisticObjective
-from .ridge import Eigenbasis, to_dtype
+from .ridge import to_dtype
 
 _SHARED_COLUMNS = 512
 """Columns in a pass below which a path is cut into stretches walked side by side, as reading x is the greater cost."""

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch
+from .eigenbasis import Eigenbasis
 from .metrics import PRIMARY, higher_is_better, score
 from .problem import Problem
-from .ridge import Eigenbasis, to_dtype
+from .ridge import to_dtype
 from .rows import Rows, used_chunks
 from .score import score_rows
 from .sums import macro
@@ -167,9 +168,6 @@ def _ridge(
         dtype = x.dtype
         centred = x - here.asarray(basis.mean_x, dtype)
         cross += here.xp.matmul(centred.T, here.asarray(y[positions] - mean_y, dtype))
-    scale = basis.scale[:, None]
-    projected = xp.matmul(basis.vectors.T, cross / scale)
-    penalised = basis.values[:, None] + backend.asarray(alpha, xp.float64)
-    weights = xp.matmul(basis.vectors, projected / penalised) / scale
+    weights = basis.expand(basis.shrink(basis.project(cross), alpha[None, :]))
     bias = backend.asarray(mean_y, xp.float64) - xp.matmul(basis.mean_x, weights)
     return to_dtype(weights.T, bias, basis.mean_x, dtype)

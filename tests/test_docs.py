@@ -195,7 +195,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", ["schema.md", "storage.md", "probing.md"])
 def test_every_python_block_of_a_page_runs(page: str, place: Path) -> None:
     found = blocks(page, "python")
-    assert found
+    assert len(found) > (0 if page == "probing.md" else 3)
     names: dict[str, Any] = {}
     for block in found:
         exec(compile(block, page, "exec"), names)

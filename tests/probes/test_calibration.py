@@ -113,7 +113,7 @@ def test_every_row_is_calibrated_by_training_rows_of_other_folds(kind: Any) -> N
     fit: Any = platt_scaling if kind == "multilabel" else temperature_scaling
     for rows, fitted in [(test, folds >= 0)] + [(folds == k, (folds >= 0) & (folds != k)) for k in range(4)]:
         expected = fit(problem.truth(fitted), scores[fitted])(scores[rows])
-        np.testing.assert_allclose(found[rows], expected, rtol=1e-6)
+        np.testing.assert_allclose(found[rows], expected, rtol=1e-11)
     np.testing.assert_array_equal(np.isnan(found).all(axis=1), ~test & (folds < 0))
 
 

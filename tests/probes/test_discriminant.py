@@ -8,7 +8,8 @@ from sklearn.neighbors import NearestCentroid
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.discriminant import lda, mean_difference
-from sonde.probes.ridge import eigenbases, ridge_cv
+from sonde.probes.eigenbasis import eigenbases
+from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 

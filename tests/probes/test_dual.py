@@ -8,8 +8,9 @@ from sklearn.preprocessing import StandardScaler
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.dual import RowStatistics, accumulate_rows, statistics_for
+from sonde.probes.eigenbasis import eigenbases, eigenbasis
 from sonde.probes.logistic import logistic_cv, logistic_path
-from sonde.probes.ridge import eigenbases, eigenbasis, ridge_cv
+from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 

@@ -8,8 +8,8 @@ from sklearn.preprocessing import StandardScaler
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.dual import accumulate_rows
+from sonde.probes.eigenbasis import eigenbases
 from sonde.probes.leave_one_out import ridge_gcv, ridge_loo
-from sonde.probes.ridge import eigenbases
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 

@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
+from sonde.probes.eigenbasis import eigenbases
 from sonde.probes.logistic import UnconvergedWarning, logistic_cv, logistic_path
-from sonde.probes.ridge import eigenbases
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 

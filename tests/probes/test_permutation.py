@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from sonde.errors import InputError
 from sonde.probes import ArrayRows, Problem, Split, accumulate, fit_layer, permutation, ridge_cv
+from sonde.probes.eigenbasis import eigenbases
 from sonde.probes.metrics import PRIMARY, score
 from sonde.probes.permutation import p_value, permutation_null, permuted
-from sonde.probes.ridge import eigenbases
 
 ALPHAS = (1.0, 30.0, 1000.0)
 

@@ -10,7 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.dual import accumulate_rows
-from sonde.probes.ridge import eigenbases, eigenbasis, ridge_cv, ridge_path
+from sonde.probes.eigenbasis import eigenbases, eigenbasis
+from sonde.probes.ridge import ridge_cv, ridge_path
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 
