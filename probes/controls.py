@@ -13,6 +13,7 @@ from sonde.errors import InputError
 
 from .bootstrap import interval, paired_difference
 from .cache import LabelFree
+from .class_weights import ClassWeight
 from .codelength import online_codelength
 from .control import ControlTask
 from .evaluate import Evaluation, evaluate
@@ -49,7 +50,9 @@ class Controls:
     variants: NDArray[np.str_] | None = None
     seed: int = 0
 
-    def check(self, problem: Problem, solver: Solver, backend: Library) -> None:
+    def check(
+        self, problem: Problem, solver: Solver, backend: Library, class_weight: ClassWeight | None = None
+    ) -> None:
         """Raise InputError if a control is not for such probes."""
         if self.permutations < 0:
             raise InputError(f"{self.permutations} permutations: ask for 0 or more, 100 are usual")
@@ -57,6 +60,8 @@ class Controls:
             raise InputError("the permutation null is that of sonde's ridge probes: use the solver ridge")
         if self.codelength and solver != "logistic":
             raise InputError("the online codelength is that of logistic probes: use the solver logistic")
+        if self.codelength and class_weight is not None:
+            raise InputError("weighted probes give no code of the labels as they are: leave out class weights")
         if self.codelength and problem.kind == "regression":
             raise InputError(f"labels {problem.labels!r} are numbers: only classes have a codelength")
 
@@ -72,6 +77,8 @@ def measure(
     solver: Solver,
     alphas: Any = None,
     device: str | None = None,
+    backend: Library = "sonde",
+    class_weight: ClassWeight | None = None,
     known: LabelFree | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measure the controls of one layer.
@@ -80,7 +87,7 @@ def measure(
     ----------
     controls
         What is asked for.
-    rows, problem, solver, alphas, device, known
+    rows, problem, solver, alphas, device, backend, class_weight, known
         As of `fit_layer`.
     fit, evaluation
         The layer's probes and their scores.
@@ -117,7 +124,7 @@ def measure(
         }
     if controls.task is not None:
         task = controls.task.problem
-        control = fit_layer(rows, task, solver, alphas, device, known=known)
+        control = fit_layer(rows, task, solver, alphas, device, backend=backend, class_weight=class_weight, known=known)
         by_heart = evaluate(task, control.scores, draws, probabilities=solver in PROBABILISTIC)
         row = _of_all(by_heart, primary)
         yield {"control": "control task", "metric": primary} | {name: row[name] for name in ("value", "low", "high")}
@@ -136,7 +143,17 @@ def measure(
         yield {"control": "online code", "metric": "prior bits", "value": float(code.prior_bits.sum())}
         yield {"control": "online code", "metric": "compression", "value": code.total_compression}
     if controls.variants is not None:
-        matrix = transfer(rows, problem, controls.variants, draws, solver=solver, alphas=alphas, device=device)
+        matrix = transfer(
+            rows,
+            problem,
+            controls.variants,
+            draws,
+            solver=solver,
+            alphas=alphas,
+            device=device,
+            backend=backend,
+            class_weight=class_weight,
+        )
         for i, trained in enumerate(matrix.variants):
             for j, tested in enumerate(matrix.variants):
                 yield {

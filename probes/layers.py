@@ -143,6 +143,8 @@ class LayerTask:
                     solver=solver,
                     alphas=alphas,
                     device=device,
+                    backend=recipe.backend,
+                    class_weight=recipe.class_weight,
                     known=known,
                 )
             )

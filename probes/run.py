@@ -146,7 +146,7 @@ def probe(
         None if transfer is None else _names(store, transfer),
         seed,
     )
-    controls.check(problem, solver, backend)
+    controls.check(problem, solver, backend, class_weight)
     warn_of_missing_positives(problem)
     penalties = ALPHAS[solver] if alphas is None else alpha_array(alphas)
     recipe = Recipe(solver, penalties, device, backend, class_weight, cache, controls)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .bootstrap import interval
-from .fit import Solver, fit_layer
+from .class_weights import ClassWeight
+from .fit import Library, Solver, fit_layer
 from .metrics import PRIMARY, score
 from .problem import Problem
 from .rows import HeldRows, Rows
@@ -54,6 +55,8 @@ def transfer(
     solver: Solver = "ridge",
     alphas: Any = None,
     device: str | None = None,
+    backend: Library = "sonde",
+    class_weight: ClassWeight | None = None,
 ) -> Transfer:
     """Train probes on the training rows of every variant and score each on the test rows of every variant.
 
@@ -71,7 +74,7 @@ def transfer(
         Variant of each sample, such as the number of its prompt.
     draws
         Row weights ``[draw, test row]`` of the cluster bootstrap, the same for all cells.
-    solver, alphas, device
+    solver, alphas, device, backend, class_weight
         As in `sonde.probes.fit_layer`.
 
     Raises
@@ -94,7 +97,8 @@ def transfer(
     rows = HeldRows(rows)
     for i, trained in enumerate(names):
         split = replace(problem.split, folds=np.where(variants == trained, folds, -1))
-        scores = fit_layer(rows, replace(problem, split=split), solver, alphas, device).scores
+        asked = replace(problem, split=split)
+        scores = fit_layer(rows, asked, solver, alphas, device, backend=backend, class_weight=class_weight).scores
         for j, tested in enumerate(names):
             here = test & (variants == tested)
             answer = problem.truth(here), scores[here]

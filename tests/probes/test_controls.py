@@ -96,6 +96,21 @@ def test_codelength_and_information_are_those_of_the_logistic_probe(store: Store
     assert (row["value"], row["low"], row["high"]) == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "chosen", [{"backend": "sklearn", "alphas": [1.0, 10.0]}, {"solver": "logistic", "class_weight": "balanced"}]
+)
+def test_controls_are_probed_as_the_labels_are(store: Store, chosen: dict[str, Any]) -> None:
+    results = ask(store, "entailment", control_task="kind of input", transfer="prompt", **chosen)
+    problem, rows = Problem.of(store, "entailment", seed=SEED), store.layer("resid_post", "last", LAYER)
+    task = control_task(problem, TYPES, SEED).problem
+    scores = fit_layer(rows, task, **chosen).scores[task.split.test]
+    [row] = rows_of(results, "control task")
+    assert row["value"] == pytest.approx(float(((scores > 0.5) == task.y[task.split.test]).mean()))
+    matrix = transfer(rows, problem, np.array(VARIANTS), draws_of(problem), **chosen)
+    found = [row["value"] for row in rows_of(results, "transfer")]
+    np.testing.assert_allclose(found, matrix.value.ravel())
+
+
 def test_transfer_has_a_row_for_every_pair_of_variants(store: Store) -> None:
     results = ask(store, "entailment", transfer="prompt")
     problem = Problem.of(store, "entailment", seed=SEED)
@@ -148,6 +163,7 @@ def test_controls_come_back_from_disk_and_from_several_runs(store: Store, tmp_pa
         ({"backend": "sklearn", "permutations": 5}, "use the solver ridge"),
         ({"permutations": -1}, "-1 permutations"),
         ({"codelength": True}, "use the solver logistic"),
+        ({"codelength": True, "solver": "logistic", "class_weight": "balanced"}, "leave out class weights"),
         ({"control_task": "objects"}, "'objects' are multilabel: types and variants are classes"),
     ],
 )
