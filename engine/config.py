@@ -31,7 +31,11 @@ class ModelSection(_Section):
     attention: str | None = Field(None, description="attention kernel of transformers: sdpa, eager, flash_attention_2")
     device: str | None = Field(None, description="torch device; the first GPU where there is one, else the CPU")
     weights: Literal["pretrained", "random"] = Field("pretrained", description="random: benchmarks and controls")
-    seed: int = Field(0, description="of random weights")
+    seed: int = Field(0, description="of random weights, and of visual tokens that are sampled")
+    checkpoint: str | None = Field(None, description="which of a folder's checkpoint files, where it has several")
+    visual_tokens: Literal["sample", "argmax"] = Field(
+        "sample", description="how a model that chooses its visual tokens does: LaVIT samples them, as published"
+    )
     trust_remote_code: bool = False
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sonde.errors import ModelError
 
 from .config import ModelSection
+from .models import Loaded, find_port
 from .structure import Blocks, count_positions, find_blocks
 
 if TYPE_CHECKING:
@@ -89,12 +90,33 @@ def load_model(section: ModelSection) -> Model:
         If there is no such model, weights are missing from its checkpoint, its blocks cannot be found, or the device
         is not there.
     """
+    device = _device(section.device)
+    port = find_port(section.name)
+    loaded = port.load(port.folder(section), section) if port else _load_native(section)
+    module = loaded.module.eval().requires_grad_(False).to(device)
+    blocks = find_blocks(module)
+    provenance = {
+        "name": section.name,
+        "revision": section.revision or getattr(module.config, "_commit_hash", None),
+        "class": type(module).__name__,
+        "blocks": blocks.path,
+        "n_layers": len(blocks.layers),
+        "dtype": section.dtype,
+        "attention": getattr(module.config, "_attn_implementation", None),
+        "weights": section.weights,
+        "fingerprint": fingerprint(module),
+        **loaded.facts,
+    }
+    return Model(module, loaded.processor, blocks, provenance)
+
+
+def _load_native(section: ModelSection) -> Loaded:
+    """Load a model that transformers knows."""
     import torch
     import transformers
     from safetensors import SafetensorError
 
     where = _checked_name(section.name)
-    device = _device(section.device)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():
@@ -121,20 +143,7 @@ def load_model(section: ModelSection) -> Model:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "" if Path(where).is_dir() else "; give a hub id that can be reached, or a folder with a config.json"
         raise ModelError(f"cannot load the model {section.name!r}: {reason.rstrip('.')}{remedy}") from error
-    module = module.eval().requires_grad_(False).to(device)
-    blocks = find_blocks(module)
-    provenance = {
-        "name": section.name,
-        "revision": section.revision or getattr(config, "_commit_hash", None),
-        "class": type(module).__name__,
-        "blocks": blocks.path,
-        "n_layers": len(blocks.layers),
-        "dtype": section.dtype,
-        "attention": getattr(module.config, "_attn_implementation", None),
-        "weights": section.weights,
-        "fingerprint": fingerprint(module),
-    }
-    return Model(module, processor, blocks, provenance)
+    return Loaded(module, processor)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ device = "cpu"
 weights = "random"
 seed = 3
 trust_remote_code = true
+checkpoint = "a.pt"
+visual_tokens = "argmax"
 
 [data]
 task = "entailment"
@@ -61,6 +63,8 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "weights": "random",
         "seed": 3,
         "trust_remote_code": True,
+        "checkpoint": "a.pt",
+        "visual_tokens": "argmax",
     }
     assert config.data is not None
     assert config.data.model_dump() == {
