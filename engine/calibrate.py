@@ -184,7 +184,7 @@ def _run(session: Session, packs: Sequence[Pack]) -> float:
     """Run a batch, what is kept of it copied to the host, and return its seconds."""
     batch = session.collate(packs)
     start = time.perf_counter()
-    states = session.run(batch)
+    states, _ = session.run(batch)
     for x in (*states.reduced.values(), *states.kept.values()):
         x.to("cpu")
     return time.perf_counter() - start

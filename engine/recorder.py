@@ -150,8 +150,13 @@ class Recorder:
         if self._prefixes is not None:
             self._prefixes.close()
 
-    def run(self, batch: Batch) -> States:
+    def run(self, batch: Batch, see: Callable[[], Batch] | None = None) -> States:
         """Run the model once over a batch that is on its device.
+
+        Parameters
+        ----------
+        see
+            Runs the vision side first, and makes of what it saw the batch that the rest of the model runs.
 
         Raises
         ------
@@ -163,19 +168,11 @@ class Recorder:
         import torch
 
         self._batch, self._found, self._after_last = batch, {}, False
-        if self._prefixes is not None:
-            self._prefixes.begin(batch.prefixed)
-        model = self._model if "pixel_values" in batch.inputs else self._text_model
-        options: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}
-        if any(site in CACHE for site in self._capture.sites):
-            self._cache = self._new_cache()
-            options = {"use_cache": True, "past_key_values": self._cache}
-        if batch.prefixed is not None and batch.prefixed.rope.dim() == 3 and model is self._model:
-            # Found here, they need not be worked out for one long sequence first.
-            options["position_ids"] = batch.prefixed.rope
         try:
             with torch.inference_mode():
-                model(**batch.inputs, **options)
+                if see is not None:
+                    batch = self._batch = see()
+                self._forward(batch)
         except _Stop:
             pass
         except BaseException:
@@ -194,6 +191,19 @@ class Recorder:
                 f"{list(self._capture.sites)} need"
             )
         return self._gather()
+
+    def _forward(self, batch: Batch) -> None:
+        if self._prefixes is not None:
+            self._prefixes.begin(batch.prefixed)
+        model = self._model if "pixel_values" in batch.inputs else self._text_model
+        options: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}
+        if any(site in CACHE for site in self._capture.sites):
+            self._cache = self._new_cache()
+            options = {"use_cache": True, "past_key_values": self._cache}
+        if batch.prefixed is not None and batch.prefixed.rope.dim() == 3 and model is self._model:
+            # Found here, they need not be worked out for one long sequence first.
+            options["position_ids"] = batch.prefixed.rope
+        model(**batch.inputs, **options)
 
     def _gather(self) -> States:
         import torch

@@ -146,7 +146,9 @@ class Run:
             batch = batch or self._session.collate(packs)
             try:
                 with self._trace.span("forward", sequences=len(packs), positions=padded):
-                    arriving = self._copy_out.send(self._session.run(batch))
+                    states, batch = self._session.run(batch)
+                    arriving = self._copy_out.send(states)
+                    del states
             except torch.cuda.OutOfMemoryError as error:
                 if alone:
                     raise ModelError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .batches import Batch, Collator
 from .capture import Capture
 from .causality import is_causal, keeps_padding_out
+from .choosing import leave_out
 from .config import DataSection, ExtractConfig
 from .inputs import Encoder
 from .model import Model, load_model
@@ -84,14 +85,34 @@ class Session:
         """Take the hooks off the model."""
         self.recorder.close()
 
-    def run(self, batch: Batch) -> States:
-        """Run one batch and return what is kept of it, on the model's device."""
+    def run(self, batch: Batch) -> tuple[States, Batch]:
+        """Run one batch.
+
+        Returns
+        -------
+        states
+            What is kept of it, on the model's device.
+        batch
+            The one that ran, on the host: without the image positions that a model chose to leave out.
+        """
         import torch
 
         device, dtype = self.model.device, self.model.module.dtype
         exact = device.type == "cuda" and dtype == torch.float32
+        ran, moved = batch, batch.to(device, dtype)
+
+        def see() -> Batch:
+            nonlocal ran
+            images = {name: x for name, x in moved.inputs.items() if x.shape != moved.inputs["input_ids"].shape}
+            features, kept = self.model.module.choose(**images)
+            assert self.model.image_token_id is not None
+            ran = leave_out(batch, kept.to("cpu"), self.model.image_token_id, self.capture)
+            narrowed = ran.to(device, dtype)
+            return replace(narrowed, inputs=narrowed.inputs | {"image_features": features})
+
+        chooses = getattr(self.model.module, "chooses_image_tokens", False) and "pixel_values" in batch.inputs
         with _exact_convolutions() if exact else nullcontext():
-            return self.recorder.run(batch.to(device, dtype))
+            return self.recorder.run(moved, see if chooses else None), ran
 
 
 @contextmanager
