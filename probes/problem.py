@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,27 @@ class Problem:
     left_out: dict[str, str]
 
     @classmethod
-    def of(cls, store: Store, name: str, *, test_size: float = 0.25, n_folds: int = 5, seed: int = 0) -> Problem:
+    def of(
+        cls,
+        store: Store,
+        name: str,
+        *,
+        where: Mapping[str, str] | None = None,
+        title: str | None = None,
+        test_size: float = 0.25,
+        n_folds: int = 5,
+        seed: int = 0,
+    ) -> Problem:
         """Read labels from a complete store and part its samples by group.
 
         Samples without labels or activations are not used. A ``split`` column of the store decides what is tested.
+
+        Parameters
+        ----------
+        where
+            Labels or columns -> what they must say of a sample, for it to be used.
+        title
+            What the results call the labels, if not by their name and ``where``.
 
         Raises
         ------
@@ -70,12 +87,20 @@ class Problem:
         used = labels.present & store.valid
         if not used.any():
             raise InputError(f"labels {name!r}: no sample has both labels and activations")
+        for column, value in (where or {}).items():
+            said = names_of(store, column)
+            used &= said == value
+            if not used.any():
+                there = ", ".join(map(repr, np.unique(said[labels.present])[:9].tolist()))
+                raise InputError(f"labels {name!r}: no sample where {column} is {value!r}; it is {there}")
         given: Sequence[str] | None = store.columns["split"].tolist() if "split" in store.columns else None
         split = split_groups(groups.tolist(), test_size=test_size, n_folds=n_folds, seed=seed, split=given, used=used)
         y, targets = _columns(labels)
         y[~used] = 0
         kept, left_out = _usable(labels, y, targets, split)
-        return cls(name, labels.kind, tuple(np.array(targets)[kept].tolist()), y[:, kept], split, groups, left_out)
+        if title is None:
+            title = ", ".join([name, *(f"{column}={value}" for column, value in (where or {}).items())])
+        return cls(title, labels.kind, tuple(np.array(targets)[kept].tolist()), y[:, kept], split, groups, left_out)
 
     @property
     def per_target(self) -> bool:
@@ -90,6 +115,24 @@ class Problem:
     def prior(self) -> NDArray[np.float64]:
         """Mean of every target over the training rows, float64 ``[target]``: what a constant answer says."""
         return np.asarray(self.y[self.split.folds >= 0].mean(axis=0))
+
+
+def names_of(store: Store, name: str) -> NDArray[np.str_]:
+    """What a column of the store, or classes of its labels, say of each sample; empty where they say nothing.
+
+    Raises
+    ------
+    StoreError
+        If there is neither.
+    InputError
+        If the labels are no classes.
+    """
+    if name in store.columns:
+        return np.asarray(store.columns[name], dtype=np.str_)
+    found = store.labels(name)
+    if found.kind != "multiclass":
+        raise InputError(f"labels {name!r} are {found.kind}: types and variants are classes, one for each sample")
+    return np.asarray([found.names[value] if value >= 0 else "" for value in found.values.tolist()])
 
 
 def _columns(labels: Labels) -> tuple[NDArray[np.float64], list[str]]:

@@ -26,7 +26,7 @@ from .fit import ALPHAS, Library, Solver, ensure_solvable
 from .layers import LayerTask, ProbedLayer, Recipe, layer_tasks
 from .parts import LAYERS, Parts
 from .probe import save_probes
-from .problem import Problem
+from .problem import Problem, names_of
 from .results import Results
 from .ridge import alpha_array
 from .schedule import run_tasks
@@ -38,6 +38,8 @@ def probe(
     store: Store | str | os.PathLike[str],
     labels: str,
     *,
+    where: Mapping[str, str] | None = None,
+    title: str | None = None,
     solver: Solver = "ridge",
     sites: Sequence[str] | None = None,
     tokens: Sequence[str] | None = None,
@@ -73,6 +75,10 @@ def probe(
         A complete store, or where it is.
     labels
         Name of labels in the store.
+    where
+        Only samples of which these labels or columns say this: ``{"task": "entailment"}``.
+    title
+        What the results call the labels, if not by their name and ``where``.
     solver
         ``ridge``: least squares on 0/1 targets or values; ``logistic``: sigmoid or softmax; ``mass-mean``: along the
         difference of class means; ``lda``: linear discriminants.
@@ -137,13 +143,13 @@ def probe(
             f"{store.location} is not finished: {len(store.missing)} of {len(store.ranges)} ranges are missing; "
             "finish it with `sonde extract --resume`"
         )
-    problem = Problem.of(store, labels, test_size=test_size, n_folds=n_folds, seed=seed)
+    problem = Problem.of(store, labels, where=where, title=title, test_size=test_size, n_folds=n_folds, seed=seed)
     ensure_solvable(problem, solver, backend, class_weight)
     controls = Controls(
         permutations,
-        None if control_task is None else make_control_task(problem, _names(store, control_task).tolist(), seed),
+        None if control_task is None else make_control_task(problem, names_of(store, control_task).tolist(), seed),
         codelength,
-        None if transfer is None else _names(store, transfer),
+        None if transfer is None else names_of(store, transfer),
         seed,
     )
     controls.check(problem, solver, backend, class_weight)
@@ -220,16 +226,6 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Iterator[Path |
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _names(store: Store, name: str) -> NDArray[np.str_]:
-    """What a column of the store, or classes of its labels, say of each sample."""
-    if name in store.columns:
-        return np.asarray(store.columns[name], dtype=np.str_)
-    found = store.labels(name)
-    if found.kind != "multiclass":
-        raise InputError(f"labels {name!r} are {found.kind}: types and variants are classes, one for each sample")
-    return np.asarray([found.names[value] if value >= 0 else "" for value in found.values.tolist()])
 
 
 def _warn_of_edges(done: Sequence[ProbedLayer], alphas: NDArray[np.float64], n_train: int) -> None:

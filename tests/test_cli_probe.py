@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import sonde
+
 FAST = ("--draws", 20, "--layer", 0, "--layer", 2, "--tokens", "last")
 
 
@@ -83,3 +85,17 @@ def test_a_run_goes_on_where_it_was_and_says_how_to(store: Path, call: Any, tree
     assert tree(folder) == before
     shutil.rmtree(folder)
     assert call("probe", store, "--labels", "topic", *FAST, "--resume").code == 0
+
+
+def test_only_some_samples_are_probed(store: Path, call: Any, tmp_path: Path) -> None:
+    ids = sonde.open(store).ids.tolist()
+    pd.DataFrame({"id": ids, "half": ["ab"[i % 2] for i in range(len(ids))]}).to_csv(tmp_path / "half.csv", index=False)
+    assert call("labels", "add", store, tmp_path / "half.csv").code == 0
+    answer = call("probe", store, "--labels", "topic", *FAST, "--where", "half=a", "--json")
+    told = json.loads(answer.out)
+    assert {row["labels"] for row in told["summary"]} == {"topic, half=a"}
+    scores = pd.read_parquet(Path(told["results"]) / "scores.parquet")
+    assert {ids.index(i) % 2 for i in scores["id"]} == {0}
+    refused = call("probe", store, "--labels", "topic", *FAST, "--where", "half")
+    assert (refused.code, refused.out) == (1, "")
+    assert "--where 'half': write it as labels=value" in refused.err

@@ -221,6 +221,12 @@ def probe(
     labels: Annotated[str, typer.Option(help="Name of labels in the store.", show_default=False)],
     solver: Annotated[SolverName, typer.Option(help="Kind of probe.")] = SolverName.ridge,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="RUN.probes/…")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABELS=VALUE", help="Only samples of which labels or a column say this: task=entailment."
+        ),
+    ] = None,
     site: Annotated[list[str] | None, typer.Option(help="Only these sites.")] = None,
     tokens: Annotated[list[str] | None, typer.Option(help="Only these tokens.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Only these layers.")] = None,
@@ -255,11 +261,13 @@ def probe(
     """Fit linear probes to every layer of a store."""
     from .probes.run import probe as run_probe
 
-    folder = out or Path(f"{store.rstrip('/').removesuffix('.zarr')}.probes") / f"{labels}-{solver.value}"
+    name = "-".join([labels, *(where or []), solver.value])
+    folder = out or Path(f"{store.rstrip('/').removesuffix('.zarr')}.probes") / name
     with counting_progress("layers") as on_progress:
         results = run_probe(
             store,
             labels,
+            where=_conditions(where or []),
             solver=solver.value,
             sites=site,
             tokens=tokens,
@@ -292,6 +300,16 @@ def probe(
     else:
         print_results(results)
         print(f"results: {folder}")
+
+
+def _conditions(given: Sequence[str]) -> dict[str, str]:
+    pairs = [condition.partition("=") for condition in given]
+    wrong = next(
+        (condition for condition, (name, equals, _) in zip(given, pairs, strict=True) if not (name and equals)), None
+    )
+    if wrong is not None:
+        raise InputError(f"--where {wrong!r}: write it as labels=value, for example task=entailment")
+    return {name: value for name, _, value in pairs}
 
 
 def _texts(file: Path) -> dict[str, str]:

@@ -159,3 +159,18 @@ def test_a_target_cannot_have_the_name_of_all(store_of: Any) -> None:
     store = store_of([["all", "other"][: i % 3] for i in range(N)])
     with pytest.raises(InputError, match="'all' stands for all targets together"):
         Problem.of(store, "asked")
+
+
+def test_only_samples_of_which_all_conditions_say_so_are_asked(store_of: Any) -> None:
+    store = store_of([i % 2 for i in range(N)])
+    store.write_labels(Labels.from_column("task", [None if i < 6 else ("a", "b")[i % 3 == 0] for i in range(N)]))
+    store.write_labels(Labels.from_column("cue", ["yes" if i % 6 < 4 else "no" for i in range(N)]))
+    problem = Problem.of(store, "asked", where={"task": "a", "cue": "yes"})
+    wanted = [i >= 6 and i % 3 != 0 and i % 6 < 4 for i in range(N)]
+    assert (problem.split.test | (problem.split.folds >= 0)).tolist() == wanted
+    assert problem.labels == "asked, task=a, cue=yes"
+    assert Problem.of(store, "asked", where={"task": "a"}, title="of a").labels == "of a"
+    with pytest.raises(InputError, match=r"no sample where task is 'c'; it is '', 'a', 'b'"):
+        Problem.of(store, "asked", where={"task": "c"})
+    with pytest.raises(StoreError, match="'taks'"):
+        Problem.of(store, "asked", where={"taks": "a"})
