@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sonde.errors import InputError
+from .settings import Section, Settings
 
 Column = Literal["id", "prompt", "messages", "image", "images", "group", "split"]
 """What a column of a data set can be besides a label."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """``[model]``: which model, and how it runs."""
 
     name: str = Field(description="hub id, or folder of a checkpoint")
@@ -39,7 +32,7 @@ class ModelSection(_Section):
     trust_remote_code: bool = False
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """``[data]``: a task on COCO annotations, a manifest, a folder of images, or a data set of Hugging Face."""
 
     task: Literal["entailment", "recognition"] | None = None
@@ -99,7 +92,7 @@ _SOURCES_OF = {
 }
 
 
-class CaptureSection(_Section):
+class CaptureSection(Section):
     """``[capture]``: which activations are kept."""
 
     sites: tuple[str, ...] = Field(("resid_post",), min_length=1)
@@ -123,7 +116,7 @@ class CaptureSection(_Section):
         return value
 
 
-class RunSection(_Section):
+class RunSection(Section):
     """``[run]``: where to, and how."""
 
     out: str | None = Field(None, description="path or URL of the store: run.zarr, s3://bucket/run.zarr")
@@ -142,7 +135,7 @@ class RunSection(_Section):
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-class ExtractConfig(_Section):
+class ExtractConfig(Settings):
     """One extraction: what ``extract.toml`` says."""
 
     model: ModelSection
@@ -150,95 +143,6 @@ class ExtractConfig(_Section):
     capture: CaptureSection = CaptureSection()
     run: RunSection = RunSection()
 
-    @classmethod
-    def load(
-        cls, source: ExtractConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()
-    ) -> ExtractConfig:
-        """Read a configuration from a TOML file or a mapping of the same form.
-
-        Parameters
-        ----------
-        source
-            Path of a TOML file, a mapping ``{"model": {"name": ...}, ...}``, or a configuration.
-        overrides
-            ``key=value`` with a dotted key and a TOML value; text may go without quotes: ``model.dtype=float32``.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be read or any value is not as it should be; one line for each mistake.
-        """
-        if isinstance(source, ExtractConfig):
-            source = source.model_dump(exclude_unset=True)
-        where = "configuration"
-        if isinstance(source, str | Path):
-            where, source = str(source), _read_toml(Path(source))
-        data = {section: dict(v) if isinstance(v, Mapping) else v for section, v in source.items()}
-        for override in overrides:
-            _override(data, override)
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise InputError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
-
     def with_token_budget(self, token_budget: int | None) -> ExtractConfig:
         """The same with a number of padded tokens for a batch."""
         return self.model_copy(update={"run": self.run.model_copy(update={"token_budget": token_budget})})
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no configuration {path}; see `sonde extract --help` for an example") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the configuration {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not equals or not last or len(sections) != 1:
-        raise InputError(f"--set {override!r}: write it as section.key=value, for example model.dtype=float32")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    section = data.setdefault(sections[0], {})
-    if not isinstance(section, dict):
-        raise InputError(f"--set {override!r}: {sections[0]!r} is no section of the configuration")
-    section[last] = value
-
-
-def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "data"
-    if error["type"] == "missing":
-        return f"{place} is missing"
-    if error["type"] != "extra_forbidden":
-        message = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
-        return f"{place}: {message}" + (f", got {error['input']!r}" if not isinstance(error["input"], dict) else "")
-    *parents, key = error["loc"]
-    model: Any = ExtractConfig
-    for parent in parents:
-        model = _SECTIONS[str(parent)]
-    known = list(model.model_fields)
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"{place} is not a setting" + (
-        f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
-    )
-
-
-_PLAIN = {
-    "tuple_type": 'give a list, such as ["first", "last"]',
-    "string_type": "give text in quotes",
-    "model_type": "give a table of settings",
-    "too_short": "give at least one",
-    "bool_type": "give true or false",
-    "bool_parsing": "give true or false",
-    "int_type": "give a whole number",
-    "int_parsing": "give a whole number",
-    "int_from_float": "give a whole number",
-}
-_SECTIONS = {"model": ModelSection, "data": DataSection, "capture": CaptureSection, "run": RunSection}

@@ -129,6 +129,8 @@ def _provenance(store: Store, problem: Problem, recipe: Recipe, seed: int, n_dra
         "n_folds": problem.split.n_folds,
         "n_draws": n_draws,
         "split_hash": problem.split.hash,
+        # Runs of one seed whose test groups are the same drew the same of them: their scores are paired.
+        "test_groups": _digest("\n".join(sorted(set(problem.groups[problem.split.test].tolist()))).encode()),
         "left_out": problem.left_out,
         "control_task": None if task is None else {"coverage": task.coverage, "left_out": task.problem.left_out},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

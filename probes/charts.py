@@ -95,6 +95,63 @@ def heatmap(results: Results, line: Mapping[str, Any]) -> Any:
     )
 
 
+def cue_chart(cues: pd.DataFrame) -> Any:
+    """Draw what a cue changes, by layer, with bands of the intervals: `Findings.cues` of one curve per answer."""
+    import altair as alt
+
+    cues = cues.assign(curve=cues["model"] + " · " + cues["task"] + ", " + cues["cue"])
+    layer = alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    colour = alt.Color("curve:N", sort=None, legend=alt.Legend(title=None, orient="bottom", columns=1, labelLimit=320))
+    tooltip = [
+        alt.Tooltip("curve:N", title="curve"),
+        alt.Tooltip("layer:Q", title="layer"),
+        *(alt.Tooltip(f"{name}:Q", title=title, format="+.3f") for name, title in _DIFFERENCE.items()),
+    ]
+    picked = alt.selection_point(fields=["curve"], bind="legend")
+    base = alt.Chart(_values(cues, ["curve", "layer", *_DIFFERENCE])).encode(x=layer, color=colour)
+    band = base.mark_area().encode(
+        y=alt.Y("low:Q", title="with cue − without"),
+        y2="high:Q",
+        opacity=alt.condition(picked, alt.value(0.18), alt.value(0.03)),
+    )
+    line = base.mark_line(strokeWidth=2, point=True).encode(
+        y="difference:Q", opacity=alt.condition(picked, alt.value(1), alt.value(0.12)), tooltip=tooltip
+    )
+    zero = (
+        alt.Chart(alt.InlineData(values=[{"none": 0}]))
+        .mark_rule(strokeDash=[2, 4])
+        .encode(y="none:Q", color=alt.value("#8a8a8a"))
+    )
+    return alt.layer(band, line.add_params(picked), zero).properties(width="container", height=260)
+
+
+_DIFFERENCE = {"difference": "difference", "low": "from", "high": "to"}
+
+
+def transfer_chart(matrix: pd.DataFrame, metric: str) -> Any:
+    """Draw the transfer rows of one layer's controls: trained on one prompt (row), tested on another (column)."""
+    import altair as alt
+
+    name = METRIC_NAMES.get(metric, metric)
+    base = alt.Chart(_values(matrix, ["trained_on", "tested_on", "value", "low", "high"])).encode(
+        x=alt.X("tested_on:N", title="tested on prompt", axis=alt.Axis(labelAngle=0, labelLimit=90)),
+        y=alt.Y("trained_on:N", title="trained on prompt", axis=alt.Axis(labelLimit=90)),
+        tooltip=[
+            alt.Tooltip("trained_on:N", title="trained on"),
+            alt.Tooltip("tested_on:N", title="tested on"),
+            alt.Tooltip("value:Q", title=name, format=".3f"),
+            alt.Tooltip("low:Q", title="from", format=".3f"),
+            alt.Tooltip("high:Q", title="to", format=".3f"),
+        ],
+    )
+    legend = alt.Legend(orient="bottom", gradientLength=180)
+    colour = alt.Color("value:Q", title=name, scale=alt.Scale(scheme="viridis"), legend=legend)
+    middle = (matrix["value"].min() + matrix["value"].max()) / 2
+    ink = alt.condition(alt.datum.value > middle, alt.value("#111111"), alt.value("#ffffff"))
+    text = base.mark_text().encode(text=alt.Text("value:Q", format=".2f"), color=ink)
+    return (base.mark_rect().encode(color=colour) + text).properties(width="container", height=alt.Step(34))
+
+
 def _values(frame: pd.DataFrame, columns: list[str]) -> Any:
     import altair as alt
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sonde.errors import InputError
 
-from .bootstrap import interval, paired_difference
+from .bootstrap import Difference, interval, paired_difference
 from .cache import LabelFree
 from .class_weights import ClassWeight
 from .codelength import online_codelength
@@ -129,13 +129,7 @@ def measure(
         row = _of_all(by_heart, primary)
         yield {"control": "control task", "metric": primary} | {name: row[name] for name in ("value", "low", "high")}
         difference = paired_difference(value, row["value"], evaluation.draws[primary], by_heart.draws[primary])
-        yield {
-            "control": "selectivity",
-            "metric": primary,
-            "value": float(difference.value),
-            "low": float(difference.low),
-            "high": float(difference.high),
-        }
+        yield {"control": "selectivity", "metric": primary} | _told(difference)
     if controls.codelength:
         code = online_codelength(rows, problem, fit.alpha, seed=controls.seed, device=device)
         yield {"control": "online code", "metric": "bits", "value": float(code.bits.sum())}
@@ -165,6 +159,11 @@ def measure(
                     "low": float(matrix.low[i, j]),
                     "high": float(matrix.high[i, j]),
                 }
+        yield {"control": "transfer loss", "metric": matrix.metric} | _told(matrix.loss())
+
+
+def _told(difference: Difference) -> dict[str, float]:
+    return {name: float(getattr(difference, name)) for name in ("value", "low", "high")}
 
 
 def _of_all(evaluation: Evaluation, metric: str) -> dict[str, Any]:

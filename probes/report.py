@@ -14,9 +14,11 @@ import pandas as pd
 
 from sonde.errors import InputError
 
-from .charts import curve_chart, heatmap
+from .charts import cue_chart, curve_chart, heatmap, transfer_chart
+from .findings import NO_CUE, Findings
 from .plot import METRIC_NAMES, PALETTE, curves_figure
 from .results import BASELINES, Results
+from .sentences import sentences
 from .tables import CURVE, write_atomically
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ _DARK_PALETTE = ("#56B4E9", "#E69F00", "#2FC79A", "#E29BC4", "#F0E442", "#FF8A4C
 Source = Results | str | os.PathLike[str]
 
 
-def write_report(sources: Source | Sequence[Source], out: str | os.PathLike[str]) -> Path:
+def write_report(
+    sources: Source | Sequence[Source], out: str | os.PathLike[str], findings: Findings | None = None
+) -> Path:
     """Write the report of one or several results.
 
     Parameters
@@ -38,6 +42,8 @@ def write_report(sources: Source | Sequence[Source], out: str | os.PathLike[str]
     out : path
         An ``.html`` file, or a folder that gets ``report.html``. ``layer_curves.png`` and ``layer_curves.svg`` are
         written beside it.
+    findings : Findings, optional
+        What comes of the results together, where they are a study's.
 
     Returns
     -------
@@ -58,7 +64,7 @@ def write_report(sources: Source | Sequence[Source], out: str | os.PathLike[str]
         raise InputError("the results hold no cross-validated layer to report: probe with folds")
     path = Path(out)
     path = path if path.suffix == ".html" else path / "report.html"
-    page = _page(results, summary)
+    page = _page(results, summary, findings)
     _write_figures(results, path.parent)
     return write_atomically(path, page.encode())
 
@@ -96,7 +102,7 @@ def _estimate(line: Mapping[str, Any], name: str) -> str:
     return f"{number(line[name])} {_range(line[f'{name}_low'], line[f'{name}_high'])}".strip()
 
 
-def _page(results: Results, summary: pd.DataFrame) -> str:
+def _page(results: Results, summary: pd.DataFrame, findings: Findings | None) -> str:
     from jinja2 import Environment, StrictUndefined
 
     charts: list[dict[str, Any]] = []
@@ -109,9 +115,12 @@ def _page(results: Results, summary: pd.DataFrame) -> str:
     return template.render(
         models=[_shown(model) for model in models],
         random=[_shown(model) for model in random],
-        claims=[_headline(results, line, leading) for line in _records(leading)],
+        claims=[_headline(results, line, leading) for line in _records(leading)] if findings is None else [],
+        sentences=[] if findings is None else sentences(findings),
         facts=_facts(results),
         sections=sections,
+        cues=None if findings is None or findings.cues.empty else _add(charts, cue_chart(_of_peaks(findings))),
+        transfers=_transfers(results, leading, charts),
         peaks=_peaks(summary),
         baselines=_baselines(results),
         throughput=_throughput(results),
@@ -151,6 +160,25 @@ def _section(results: Results, labels: str, charts: list[dict[str, Any]]) -> dic
             of = " · ".join(str(line[column]) for column in ("store", "site", "tokens", "solver"))
             section["heatmaps"].append((of, _add(charts, heatmap(results, line))))
     return section
+
+
+def _of_peaks(findings: Findings) -> pd.DataFrame:
+    """The changes by cues along the curve that has each question's peak without one."""
+    peaks = findings.peaks[findings.peaks["cue"] == NO_CUE]
+    return findings.cues.merge(peaks[["model", "task", "site", "tokens"]], on=["model", "task", "site", "tokens"])
+
+
+def _transfers(results: Results, leading: pd.DataFrame, charts: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Draw the transfer matrix of every leading curve's best layer, where one was measured."""
+    found = []
+    measured = results.controls[results.controls["control"] == "transfer"]
+    for line in _records(leading):
+        wanted = pd.Series({name: line[name] for name in CURVE} | {"layer": line["best_layer"]})
+        matrix = measured[(measured[list(wanted.index)] == wanted).all(axis=1)]
+        if matrix["trained_on"].nunique() > 1:
+            of = " · ".join(str(line[name]) for name in ("store", "labels", "site", "tokens"))
+            found.append((f"{of}, layer {line['best_layer']}", _add(charts, transfer_chart(matrix, line["metric"]))))
+    return found
 
 
 def _add(charts: list[dict[str, Any]], chart: Any) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sonde.errors import InputError
 
-from .bootstrap import interval
+from .bootstrap import Difference, interval, paired_difference
 from .class_weights import ClassWeight
 from .fit import Library, Solver, fit_layer
 from .metrics import PRIMARY, score
@@ -44,6 +44,16 @@ class Transfer:
     high: NDArray[np.float64]
     draws: NDArray[np.float64]
     left_out: tuple[str, ...]
+
+    def loss(self) -> Difference:
+        """Mean score on the variant that was trained on, less that on the others; NaN if there is one variant only."""
+        own = np.eye(len(self.variants), dtype=bool)
+        if own.all():
+            missing = np.asarray(np.nan)
+            return Difference(missing, missing, missing, missing)
+        return paired_difference(
+            self.value[own].mean(), self.value[~own].mean(), *(self.draws[:, part].mean(axis=1) for part in (own, ~own))
+        )
 
 
 def transfer(

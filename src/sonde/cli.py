@@ -324,6 +324,71 @@ def _texts(file: Path) -> dict[str, str]:
 
 
 @app.command()
+def study(
+    config: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="What to ask of which models.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: data.limit=1000.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each model would take; write nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    r"""Ask several models the same questions: extract, probe, compare, report. Run it again to go on.
+
+    A minimal STUDY.toml:
+
+        \[study]
+        out = "runs/study"
+
+        \[\[models]]
+        label = "kosmos-2"
+        name = "microsoft/kosmos-2-patch14-224"
+
+        \[data]
+        task = \["entailment", "recognition"]
+        cue = "both"
+        prompt = "all"
+        annotations = "coco/annotations"
+        images = "coco/val2017"
+
+        \[capture]
+        tokens = \["last", "image_mean"]
+    """
+    from .study import run_study
+    from .study_config import StudyConfig
+
+    checked = StudyConfig.load(config, overrides or [])
+    if dry_run:
+        from .engine.plan import plan_extraction
+
+        plans = {model.label: plan_extraction(checked.extraction(model)) for model in checked.models}
+        if as_json:
+            print(json.dumps({label: asdict(plan) for label, plan in plans.items()}))
+            return 0
+        for label, plan in plans.items():
+            print(label)
+            print_plan(plan)
+        return 0
+    screen = console()
+    done = run_study(
+        checked,
+        say=lambda text: screen.print(text, highlight=False),
+        extracting=lambda _: extraction_progress(),
+        probing=lambda _: counting_progress("layers"),
+    )
+    if as_json:
+        tables = {name: getattr(done.findings, name) for name in ("peaks", "cues", "prompts", "models")}
+        told = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        print(json.dumps({"report": str(done.report), "sentences": done.sentences} | told))
+    else:
+        for sentence in done.sentences:
+            print(sentence)
+        print(f"report: {done.report.absolute()}")
+    return SKIPPED if any(done.skipped.values()) else 0
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of results.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),

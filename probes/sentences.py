@@ -1,0 +1,97 @@
+"""A study's findings in words, each with its figures; scores in points of 100."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .findings import NO_CUE, Findings
+from .plot import METRIC_NAMES
+
+Row = Mapping[str, Any]
+
+
+def sentences(findings: Findings) -> list[str]:
+    """Say what was found: peaks, what cues change, and how far prompts and models agree."""
+    cues = () if findings.cues.empty else findings.cues.groupby(["model", "task", "cue"], sort=False)
+    return [
+        *map(_peak, _records(findings.peaks)),
+        *(_cue(rows, findings.peaks) for _, rows in cues),
+        *map(_prompts, _records(findings.prompts)),
+        *map(_models, _records(findings.models)),
+    ]
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in record.items()} for record in frame.to_dict("records")]
+
+
+def _peak(row: Row) -> str:
+    metric = METRIC_NAMES.get(row["metric"], row["metric"])
+    text = (
+        f"{row['model']}: {_question(row)} peaks at layer {row['best_layer']} of {row['n_layers']} "
+        f"({metric} {_points(row['best'])}; {row['site']}, {row['tokens']})"
+    )
+    if row["best_layer"] == row["top_layer"]:
+        return f"{text}, which is the top layer."
+    direction = "lower" if row["difference"] >= 0 else "higher"
+    unclear = ", no clear difference" if row["low"] <= 0 <= row["high"] else ""
+    return f"{text}; the top layer is {_amount(row['difference'], row)} {direction}{unclear}."
+
+
+def _cue(rows: pd.DataFrame, peaks: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    without = {"model": first["model"], "task": first["task"], "cue": NO_CUE}
+    peak = next(row for row in _records(peaks) if without.items() <= row.items())
+    curve = rows[(rows["site"] == peak["site"]) & (rows["tokens"] == peak["tokens"])].set_index("layer")
+    here, largest = peak["best_layer"], int(curve["difference"].abs().idxmax())
+    return (
+        f"{first['model']}: {first['cue']} changes {first['task']} by {_signed(curve.loc[here])} at layer {here}, the "
+        f"best without it, and most at layer {largest}, by {_signed(curve.loc[largest])}."
+    )
+
+
+def _prompts(row: Row) -> str:
+    others = "the other" if row["n_prompts"] == 2 else f"the {row['n_prompts'] - 1} others"
+    direction = "less" if row["value"] >= 0 else "more"
+    return (
+        f"{row['model']}: probes of {_question(row)} score {_points(row['same'])} on the prompt that they were trained "
+        f"on and {_points(row['other'])} on {others}, {_amount(row['value'], row)} {direction} (layer {row['layer']})."
+    )
+
+
+def _models(row: Row) -> str:
+    return (
+        f"{row['model']} and {row['other']}: over {_question(row)} their layer curves correlate by "
+        f"{_number(row['correlation'])} (Spearman, relative depth), and what their best layers say agrees by "
+        f"{_number(row['kappa'])} (Cohen's kappa)."
+    )
+
+
+def _question(row: Row) -> str:
+    return str(row["task"]) if row["cue"] == NO_CUE else f"{row['task']} with {row['cue']}"
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}".replace("-", "−")
+
+
+def _amount(value: float, row: Row) -> str:
+    """A difference without its sign, with its interval turned round where the sign was taken off."""
+    sign = 1 if value >= 0 else -1
+    ends = sorted(sign * row[name] for name in ("low", "high"))
+    interval = "" if np.isnan(ends).any() else f" [{_points(ends[0])}, {_points(ends[1])}]"
+    return f"{_points(abs(value))} points{interval}"
+
+
+def _signed(row: Row) -> str:
+    plus = "+" if row["difference"] >= 0 else "−"
+    ends = "" if np.isnan([row["low"], row["high"]]).any() else f" [{_points(row['low'])}, {_points(row['high'])}]"
+    return f"{plus}{_points(abs(row['difference']))} points{ends}"

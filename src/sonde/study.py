@@ -1,0 +1,181 @@
+"""A study: the same questions asked of several models, from the images to one report, in one command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .engine import Dataset, ExtractConfig, extract
+from .engine.dataset import load_dataset
+from .errors import InputError
+from .probes import probe, write_report
+from .probes.findings import NO_CUE, Answer, Findings
+from .probes.sentences import sentences
+from .store import Store
+from .study_config import ModelEntry, StudyConfig
+
+# Columns of a study's samples that say which question a sample is, and are none.
+_DESCRIBING = ("task", "cue", "prompt", "asked")
+
+Watch = Callable[[str], AbstractContextManager[Callable[..., None]]]
+"""Shows how one step goes: of its name it makes what is called as the step goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One task, with one cue or none; the labels that answer it, and in how many paraphrases it is put."""
+
+    task: str
+    cue: str
+    labels: str
+    n_prompts: int
+
+    @property
+    def name(self) -> str:
+        """As folders are called."""
+        return f"{self.task}-{self.cue}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Study:
+    """A finished study.
+
+    Attributes
+    ----------
+    answers
+        One for each model and question.
+    findings
+        What comes of them.
+    report
+        The page.
+    skipped
+        Samples without activations, by model.
+    """
+
+    answers: tuple[Answer, ...]
+    findings: Findings
+    report: Path
+    skipped: dict[str, int]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, in words."""
+        return sentences(self.findings)
+
+
+def run_study(
+    config: StudyConfig | str | Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    extracting: Watch = lambda name: nullcontext(lambda *_: None),
+    probing: Watch = lambda name: nullcontext(lambda *_: None),
+) -> Study:
+    """Extract, probe and report; go on with what an earlier run of the same study left.
+
+    Parameters
+    ----------
+    config
+        A study, or the file of one.
+    say
+        Told what is going on, a line at a time.
+    extracting, probing
+        Show the progress of each extraction and each probing run.
+
+    Raises
+    ------
+    InputError
+        If the configuration, the data or what was asked cannot be used.
+    ModelError
+        If a model cannot be loaded.
+    StoreError
+        If the study's folder holds something else.
+    """
+    config = StudyConfig.load(config)
+    dataset = load_dataset(config.data)
+    questions = questions_of(dataset)
+    answers: list[Answer] = []
+    skipped: dict[str, int] = {}
+    for model in config.models:
+        store = _extract(config.extraction(model), dataset, f"{model.label}: extracting", say, extracting)
+        skipped[model.label] = len(store.skipped)
+        for question in questions:
+            answers.append(_ask(config, model, store, question, say, probing))
+    say("comparing, and writing the report")
+    findings = Findings.of(answers)
+    report = write_report([answer.results for answer in answers], config.study.out / "report.html", findings)
+    return Study(tuple(answers), findings, report, skipped)
+
+
+def questions_of(dataset: Dataset) -> list[Question]:
+    """Find what a data set of tasks asks, in the order of its samples.
+
+    Raises
+    ------
+    InputError
+        If its samples do not say of which task and cue they are.
+    """
+    if not {"task", "cue"} <= set(dataset.labels):
+        raise InputError('data.task is one task: give a study a list of them, such as task = ["entailment"]')
+    asked = [name for name in dataset.labels if name not in _DESCRIBING]
+    prompts: dict[tuple[str, str, str], set[Any]] = {}
+    for sample in dataset.samples:
+        for name in asked:
+            if sample.labels.get(name) is not None:
+                key = (str(sample.labels["task"]), str(sample.labels["cue"]), name)
+                prompts.setdefault(key, set()).add(sample.labels.get("prompt"))
+    return [Question(*key, len(words)) for key, words in prompts.items()]
+
+
+def _extract(config: ExtractConfig, dataset: Dataset, step: str, say: Callable[[str], None], watch: Watch) -> Store:
+    """Extract one model, unless that is done: then its weights need not even be there."""
+    assert config.run.out is not None
+    done = _finished(Path(config.run.out), config, dataset)
+    if done is not None:
+        return done
+    say(step)
+    with watch(step) as on_progress:
+        return extract(config, resume=True, on_progress=on_progress)
+
+
+def _finished(path: Path, config: ExtractConfig, dataset: Dataset) -> Store | None:
+    if not (path / "zarr.json").is_file():
+        return None
+    store = Store.open(path)
+    before = store.schema.config
+    wanted = config.model_dump(mode="json", exclude_none=True)
+    same = all(before.get(part, {}) == wanted[part] for part in ("model", "capture"))
+    return store if store.complete and same and store.schema.data.get("fingerprint") == dataset.fingerprint() else None
+
+
+def _ask(
+    config: StudyConfig, model: ModelEntry, store: Store, question: Question, say: Callable[[str], None], watch: Watch
+) -> Answer:
+    """Probe every layer for one question."""
+    asked, folder = config.probe, config.probes(model, question.name)
+    step = f"{model.label}: probing {question.name}"
+    if not (folder / "results.parquet").is_file():
+        say(step)
+    with watch(step) as on_progress:
+        results = probe(
+            store,
+            question.labels,
+            where={"task": question.task, "cue": question.cue},
+            title=question.task if question.cue == NO_CUE else f"{question.task}, {question.cue}",
+            solver=asked.solver,
+            alphas=asked.alphas,
+            class_weight="balanced" if asked.balanced else None,
+            test_size=asked.test_size,
+            n_folds=asked.folds,
+            n_draws=asked.draws,
+            seed=asked.seed,
+            permutations=asked.permutations,
+            transfer="prompt" if question.n_prompts > 1 else None,
+            device=asked.device,
+            out=folder,
+            resume=True,
+            on_progress=on_progress,
+        )
+    return Answer(model.label, question.task, question.cue, results, folder)
