@@ -95,7 +95,7 @@ class Findings:
             If the scores or draws of one cannot be read.
         """
         return cls(
-            pd.DataFrame([answer.names | dict(answer.peak) | {"n_layers": answer.n_layers} for answer in answers]),
+            pd.DataFrame([dict(answer.peak) | answer.names | {"n_layers": answer.n_layers} for answer in answers]),
             pd.DataFrame(_cues(answers)),
             pd.DataFrame(_prompts(answers)),
             pd.DataFrame(_models(answers)),
