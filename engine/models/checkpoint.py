@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,32 @@ if TYPE_CHECKING:
     import torch
 
 _NAMED = 3
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint as transformers lays it out: whole or in shards, safetensors or ``torch.save``.
+
+    Raises
+    ------
+    ModelError
+        If there are none, or their index cannot be read.
+    """
+    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index, whole = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
+        if index.is_file():
+            try:
+                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(
+                    f"the checkpoint's index {index} cannot be read ({error!r}): fetch it again"
+                ) from error
+            return [folder / name for name in sorted(set(places))]
+        if whole.is_file():
+            return [whole]
+    raise ModelError(
+        f"the folder {folder} holds no weights: there is no model.safetensors or pytorch_model.bin, and no index of "
+        "shards"
+    )
 
 
 def read_tensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:

@@ -30,8 +30,9 @@ class ImageTextConfig(PreTrainedConfig):
 
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": PreTrainedConfig, "vision_config": PreTrainedConfig}
 
-    text_config: PreTrainedConfig | None = None
-    vision_config: PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
+    tie_word_embeddings: bool = False
     image_token_id: int = 0
     image_start_token_id: int = 0
     image_end_token_id: int = 0

@@ -1,0 +1,87 @@
+"""Qwen-VL's tokenizer, prompts and images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sonde.engine.models.processor import ImageTextProcessor, SquareImages
+from sonde.engine.models.tokenizer import read_tiktoken, read_tokenizer
+from sonde.errors import ModelError
+
+from .config import QwenVLConfig
+
+_IMAGE = "<img><imgpad></img>"
+# In the order of their ids, from the end of the ranks on: those of the text model, and those of the image-text model.
+_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *(f"<|extra_{i}|>" for i in range(205)),
+    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
+)
+# How the published tokenizer parts a text before it joins bytes; the same as Qwen2's.
+_PARTS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The prompt of the published evaluation of the base model on questions.
+_BASE = (
+    "{% set said = namespace(text='') %}"
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% set said.text = said.text + (image if part['type'] == 'image' else part['text']) %}"
+    "{% endfor %}{% endfor %}"
+    "{{ said.text }}{% if add_generation_prompt and not said.text.endswith(':') %} Answer:{% endif %}"
+)
+# Of Qwen-VL-Chat: ChatML, each image on a line of its own with its number.
+_CHAT = (
+    "{% set seen = namespace(images=0) %}"
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set seen.images = seen.images + 1 %}"
+    "Picture {{ seen.images }}: {{ image }}\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def read_processor(folder: Path, config: QwenVLConfig) -> ImageTextProcessor:
+    """Read the tokenizer of a folder: ``tokenizer.json`` if there is one, else the published ``qwen.tiktoken``.
+
+    Prompts are those of the published code: ``<img>…</img>question Answer:`` for Qwen-VL (``eval_mm/evaluate_vqa.py``;
+    a question that ends with a colon is left as it is), ChatML for Qwen-VL-Chat, which its ``generation_config.json``
+    tells by ``chat_format`` (``qwen_generation_utils.py``).
+
+    Raises
+    ------
+    ModelError
+        If there is no tokenizer, or its tokens of images are not the configuration's.
+    """
+    options: dict[str, Any] = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = read_tokenizer(folder, **options)
+    else:
+        tokenizer = read_tiktoken(folder / "qwen.tiktoken", _PARTS, _SPECIAL, **options)
+    wanted = {
+        "<img>": config.image_start_token_id,
+        "</img>": config.image_end_token_id,
+        "<imgpad>": config.image_token_id,
+    }
+    for token, number in wanted.items():
+        there = tokenizer.convert_tokens_to_ids(token)
+        if there != number:
+            raise ModelError(
+                f"the tokenizer in {folder} has {token} at {there}, and the configuration says {number}: give the "
+                "files of one model"
+            )
+    template = (_CHAT if _is_chat(folder) else _BASE).replace("image if", f"'{_IMAGE}' if")
+    template = template.replace("{{ image }}", _IMAGE)
+    images = SquareImages(config.vision_config.image_size)
+    return ImageTextProcessor(images, tokenizer, "<imgpad>", config.tokens_per_image, template)
+
+
+def _is_chat(folder: Path) -> bool:
+    try:
+        said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(said.get("chat_format") == "chatml")
