@@ -146,6 +146,10 @@ class Filling:
         with torch.no_grad():
             parameter.copy_(made)
 
+    def has(self, key: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return key in self._tensors
+
     def ignore(self, *patterns: str) -> None:
         """Account for tensors that nothing is done with, by patterns of their names; they may be missing."""
         for pattern in patterns:

@@ -130,14 +130,17 @@ class ImageTextModel(PreTrainedModel):
 
 
 def build(
-    cls: type[ImageTextModel], config: ImageTextConfig, section: ModelSection, fill: Callable[[ImageTextModel], None]
+    cls: type[ImageTextModel],
+    config: ImageTextConfig,
+    section: ModelSection,
+    fill: Callable[[ImageTextModel], None] | None = None,
 ) -> ImageTextModel:
     """Make a model as ``[model]`` says: with the weights that ``fill`` puts into it, or with random ones."""
     make: Any = cls._from_config
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
     if section.attention:
         options["attn_implementation"] = section.attention
-    if section.weights == "random":
+    if section.weights == "random" or fill is None:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(section.seed)
             model: ImageTextModel = make(config, **options)

@@ -10,34 +10,104 @@ from typing import Any
 from sonde.errors import ModelError
 
 
-def read_tokenizer(folder: Path, **options: Any) -> Any:
-    """Read ``tokenizer.json``.
+def read_llama(folder: Path, special: Mapping[str, int], *, begins: bool) -> Any:
+    """Read a tokenizer of LLaMA, ``tokenizer.json`` if there is one, else ``tokenizer.model`` of SentencePiece.
+
+    A space is put in front of every piece of text between special tokens, and spaces around these are taken away, as
+    the published models' tokenizers do (``legacy`` in transformers).
 
     Parameters
     ----------
-    options
-        Of `transformers.PreTrainedTokenizerFast`, such as ``pad_token``.
+    special
+        Tokens that the model adds, and their ids.
+    begins
+        Whether ``<s>`` is put in front of a text.
 
     Raises
     ------
     ModelError
-        If it is not there or cannot be read.
+        If there is none, it cannot be read, or an added token gets another id.
     """
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, processors
+
+    tokenizer = _json(folder) if (folder / "tokenizer.json").is_file() else _sentencepiece(folder)
+    added = [
+        AddedToken(token, special=True, normalized=False, lstrip=True, rstrip=True)
+        for token, _ in sorted(special.items(), key=lambda item: item[1])
+    ]
+    tokenizer.add_special_tokens(added)
+    start = ("<s>", tokenizer.token_to_id("<s>"))
+    single = "<s> $A" if begins else "$A"
+    tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=[start] if begins else [])
+    return wrapped(tokenizer, folder, special, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def read_json(folder: Path, special: Mapping[str, int], **options: Any) -> Any:
+    """Read ``tokenizer.json``, which must give the special tokens these ids; errors as of `read_llama`."""
+    return wrapped(_json(folder), folder, special, **options)
+
+
+def wrapped(tokenizer: Any, folder: Path, special: Mapping[str, int], **options: Any) -> Any:
+    """A tokenizer as transformers has it; ModelError if it has other ids for special tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"the folder {folder} has no tokenizer: there is no {path.name}")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        # The library raises nothing narrower.
-        raise ModelError(f"the tokenizer {path} cannot be read: {error}") from error
+    for token, number in special.items():
+        there = tokenizer.token_to_id(token)
+        if there != number:
+            raise ModelError(
+                f"the tokenizer in {folder} has {token} at {there}, and the configuration says {number}: give the "
+                "files of one model"
+            )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
-def read_tiktoken(path: Path, parts: str, special: Sequence[str], **options: Any) -> Any:
+def _json(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        # The library raises nothing narrower.
+        raise ModelError(f"the tokenizer {path} cannot be read: {error}") from error
+
+
+def _sentencepiece(folder: Path) -> Any:
+    """Joins of pairs by the score of what they make (Kudo and Richardson 2018), as a fast tokenizer."""
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    path = folder / "tokenizer.model"
+    if not path.is_file():
+        raise ModelError(f"the folder {folder} has no tokenizer: there is neither {path.name} nor tokenizer.json")
+    try:
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"the tokenizer {path} cannot be read: {error}") from error
+    ids = range(pieces.get_piece_size())
+    vocabulary = {pieces.id_to_piece(i): i for i in ids}
+    control = [pieces.id_to_piece(i) for i in ids if pieces.is_control(i) or pieces.is_unknown(i)]
+    joined = [
+        (-pieces.get_score(i), piece[:cut], piece[cut:])
+        for piece, i in vocabulary.items()
+        if not (pieces.is_byte(i) or piece in control)
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    merges = [(left, right) for _, left, right in sorted(joined, key=lambda item: item[0])]
+    bytes_there = any(pieces.is_byte(i) for i in ids)
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=bytes_there)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True) for token in control])
+    return tokenizer
+
+
+def read_tiktoken(path: Path, parts: str, special: Sequence[str]) -> Any:
     """Read a file of tiktoken: a line for each token, its bytes in base 64 and its rank.
 
     Parameters
@@ -46,8 +116,10 @@ def read_tiktoken(path: Path, parts: str, special: Sequence[str], **options: Any
         Regular expression of the parts of a text inside of which bytes are joined.
     special
         Special tokens, whose ids go on from the last rank.
-    options
-        Of `transformers.PreTrainedTokenizerFast`.
+
+    Returns
+    -------
+    tokenizers.Tokenizer
 
     Raises
     ------
@@ -55,7 +127,6 @@ def read_tiktoken(path: Path, parts: str, special: Sequence[str], **options: Any
         If it is not there or cannot be read.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     try:
         lines = path.read_bytes().split(b"\n")
@@ -79,7 +150,7 @@ def read_tiktoken(path: Path, parts: str, special: Sequence[str], **options: Any
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+    return tokenizer
 
 
 def _letters() -> dict[int, str]:

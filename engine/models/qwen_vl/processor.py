@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from sonde.engine.models.processor import ImageTextProcessor, SquareImages
-from sonde.engine.models.tokenizer import read_tiktoken, read_tokenizer
-from sonde.errors import ModelError
+from sonde.engine.models.tokenizer import read_json, read_tiktoken, wrapped
 
 from .config import QwenVLConfig
 
@@ -56,23 +54,17 @@ def read_processor(folder: Path, config: QwenVLConfig) -> ImageTextProcessor:
     ModelError
         If there is no tokenizer, or its tokens of images are not the configuration's.
     """
-    options: dict[str, Any] = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = read_tokenizer(folder, **options)
-    else:
-        tokenizer = read_tiktoken(folder / "qwen.tiktoken", _PARTS, _SPECIAL, **options)
-    wanted = {
+    special = {
         "<img>": config.image_start_token_id,
         "</img>": config.image_end_token_id,
         "<imgpad>": config.image_token_id,
     }
-    for token, number in wanted.items():
-        there = tokenizer.convert_tokens_to_ids(token)
-        if there != number:
-            raise ModelError(
-                f"the tokenizer in {folder} has {token} at {there}, and the configuration says {number}: give the "
-                "files of one model"
-            )
+    options = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = read_json(folder, special, **options)
+    else:
+        found = read_tiktoken(folder / "qwen.tiktoken", _PARTS, _SPECIAL)
+        tokenizer = wrapped(found, folder, special, **options)
     template = (_CHAT if _is_chat(folder) else _BASE).replace("image if", f"'{_IMAGE}' if")
     template = template.replace("{{ image }}", _IMAGE)
     images = SquareImages(config.vision_config.image_size)

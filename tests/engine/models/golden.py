@@ -81,7 +81,8 @@ def listening(places: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
             return lambda module, args: heard.__setitem__(name.removesuffix(".input"), args[0].detach())
 
         def on_output(module: Any, args: Any, output: Any) -> None:
-            heard[name] = (output[0] if isinstance(output, tuple) else output).detach()
+            # Some modules are called once more for what nobody reads.
+            heard.setdefault(name, (output[0] if isinstance(output, tuple) else output).detach())
 
         return on_output
 

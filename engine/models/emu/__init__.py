@@ -1,0 +1,57 @@
+"""Emu, pretrained and instruction-tuned: Sun et al., *Generative Pretraining in Multimodality*, arXiv 2307.05222."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sonde.engine.models.port import Loaded, Port
+from sonde.errors import ModelError
+
+if TYPE_CHECKING:
+    from sonde.engine.config import ModelSection
+
+_CHECKPOINTS = "Emu-*.pt"
+
+
+def _recognises(folder: Path) -> bool:
+    return any(folder.glob(_CHECKPOINTS)) or (folder / "Emu-14B.json").is_file()
+
+
+def _load(folder: Path, section: ModelSection) -> Loaded:
+    from sonde.engine.models.image_text import build
+
+    from .config import read_config
+    from .model import EmuModel, fill_model
+    from .processor import read_processor
+    from .weights import Weights
+
+    if section.weights == "random":
+        config = read_config(folder, instructed="instruct" in (section.checkpoint or ""))
+        return Loaded(build(EmuModel, config, section), read_processor(folder, config))
+    weights = Weights(_choose(folder, section.checkpoint))
+    config = read_config(folder, weights.n_tokens)
+    model = build(EmuModel, config, section, lambda empty: fill_model(empty, weights))
+    return Loaded(model, read_processor(folder, config), {"checkpoint": weights.path.name})
+
+
+def _choose(folder: Path, wanted: str | None) -> Path:
+    there = sorted(path.name for path in folder.glob(_CHECKPOINTS))
+    if wanted is None and len(there) == 1:
+        return folder / there[0]
+    if not there:
+        raise ModelError(f'the folder {folder} holds no {_CHECKPOINTS}: fetch one, or say model.weights = "random"')
+    if wanted is None:
+        raise ModelError(f"the folder {folder} holds {', '.join(there)}: choose one by model.checkpoint")
+    if wanted not in there:
+        raise ModelError(f"model.checkpoint is {wanted!r}, and the folder {folder} holds {', '.join(there)}")
+    return folder / wanted
+
+
+PORT = Port(
+    name="Emu",
+    hub=("BAAI/Emu",),
+    files=("Emu-*.pt", "*.json", "tokenizer.model"),
+    recognises=_recognises,
+    load=_load,
+)
