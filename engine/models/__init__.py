@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import emu, qwen_vl
+from . import emu, lavit, qwen_vl
 from .port import Loaded, Port
 
-PORTS: tuple[Port, ...] = (emu.PORT, qwen_vl.PORT)
+PORTS: tuple[Port, ...] = (emu.PORT, lavit.PORT, qwen_vl.PORT)
 
 
 def find_port(name: str) -> Port | None:

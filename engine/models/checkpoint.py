@@ -176,3 +176,8 @@ class Filling:
                     f"the checkpoint {self._checkpoint} {what} {', '.join(names[:_NAMED])}{more}: give the files as "
                     "they were published, of one model"
                 )
+
+
+def third(part: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Takes a third of the rows of a tensor that holds queries, keys and values (0, 1, 2) one after the other."""
+    return lambda joined: joined.chunk(3)[part]

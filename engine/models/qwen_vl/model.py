@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import Qwen2Model
 
-from sonde.engine.models.checkpoint import Filling, find_files, read_tensors
+from sonde.engine.models.checkpoint import Filling, find_files, read_tensors, third
 from sonde.engine.models.image_text import ImageTextModel
 
 from .config import QwenVisionConfig, QwenVLConfig
@@ -73,7 +72,7 @@ def fill_model(model: ImageTextModel, folder: Path) -> None:
             fill(f"{block}{ours}.weight", f"{its}{theirs}.weight")
         for part, name in enumerate(("q", "k", "v")):
             for kind in ("weight", "bias"):
-                fill(f"{block}self_attn.{name}_proj.{kind}", f"{its}attn.c_attn.{kind}", make=_third(part))
+                fill(f"{block}self_attn.{name}_proj.{kind}", f"{its}attn.c_attn.{kind}", make=third(part))
     fill_vision(fill, "vision.", f"{keys}visual.", model.config.vision_config)
     # The head, and what some versions of the published code saved of their rotary tables.
     fill.ignore("lm_head.weight", "*rotary_emb.inv_freq")
@@ -103,10 +102,6 @@ def fill_vision(fill: Filling, own: str, keys: str, config: QwenVisionConfig) ->
             for ours, theirs in _VISION.items():
                 fill(f"{block}{ours}.{kind}", f"{its}{theirs}.{kind}")
             fill(f"{block}attn.qkv.{kind}", f"{its}attn.in_proj.{kind}", make=partial(_by_kind, n_heads=heads))
-
-
-def _third(part: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda joined: joined.chunk(3)[part]
 
 
 def _by_kind(joined: torch.Tensor, n_heads: int) -> torch.Tensor:
