@@ -48,6 +48,8 @@ class Port:
         Whether a folder holds one.
     load
         Reads a folder, as ``[model]`` says.
+    checkpoints
+        Files of weights of which ``model.checkpoint`` chooses one.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Port:
     files: tuple[str, ...]
     recognises: Callable[[Path], bool]
     load: Callable[[Path, ModelSection], Loaded]
+    checkpoints: tuple[str, ...] = ()
 
     def folder(self, section: ModelSection) -> Path:
         """The folder of a checkpoint, fetched from the hub if it is no folder yet.
@@ -69,8 +72,10 @@ class Port:
             return folder
         from huggingface_hub import snapshot_download
 
+        chosen = (section.checkpoint,) if section.checkpoint else self.checkpoints
         try:
-            return Path(snapshot_download(section.name, revision=section.revision, allow_patterns=list(self.files)))
+            found = snapshot_download(section.name, revision=section.revision, allow_patterns=[*self.files, *chosen])
+            return Path(found)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ModelError(

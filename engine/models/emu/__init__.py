@@ -11,11 +11,17 @@ from sonde.errors import ModelError
 if TYPE_CHECKING:
     from sonde.engine.config import ModelSection
 
-_CHECKPOINTS = "Emu-*.pt"
+# As the hub has them; its folder of the pretrained model is taken alone as well.
+_CHECKPOINTS = (
+    "Emu-instruct.pt",
+    "Emu-pretrain.pt",
+    "pretrain/multimodal_encoder/pytorch_model.bin",
+    "multimodal_encoder/pytorch_model.bin",
+)
 
 
 def _recognises(folder: Path) -> bool:
-    return any(folder.glob(_CHECKPOINTS)) or (folder / "Emu-14B.json").is_file()
+    return any((folder / name).is_file() for name in (*_CHECKPOINTS, "Emu-14B.json"))
 
 
 def _load(folder: Path, section: ModelSection) -> Loaded:
@@ -32,7 +38,7 @@ def _load(folder: Path, section: ModelSection) -> Loaded:
     weights = Weights(_choose(folder, section.checkpoint))
     config = read_config(folder, weights.n_tokens)
     model = build(EmuModel, config, section, lambda empty: fill_model(empty, weights))
-    return Loaded(model, read_processor(folder, config), {"checkpoint": weights.path.name})
+    return Loaded(model, read_processor(folder, config), {"checkpoint": str(weights.path.relative_to(folder))})
 
 
 def _choose(folder: Path, wanted: str | None) -> Path:
@@ -51,7 +57,8 @@ def _choose(folder: Path, wanted: str | None) -> Path:
 PORT = Port(
     name="Emu",
     hub=("BAAI/Emu",),
-    files=("Emu-*.pt", "*.json", "tokenizer.model"),
+    files=("*.json", "tokenizer.model"),
     recognises=_recognises,
     load=_load,
+    checkpoints=_CHECKPOINTS,
 )

@@ -16,6 +16,15 @@ from .config import LaVITConfig
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_CHAT = (
+    "{% set said = namespace(images='', text='') %}"
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set said.images = said.images + '<img><image></img>' %}"
+    "{% else %}{% set said.text = said.text + part['text'] %}{% endif %}"
+    "{% endfor %}{% endfor %}"
+    "{{ said.images }}{% if said.text.endswith(':') %}{{ said.text }}{% else %}Question: {{ said.text }} Answer:{% endif %}"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SampledImages:
@@ -61,7 +70,8 @@ class SampledImages:
 def read_processor(folder: Path, config: LaVITConfig, seed: int | None) -> ImageTextProcessor:
     """Read the tokenizer of ``language_model``; an image is ``<img>``, its tokens, ``</img>``, and there is no ``<s>``.
 
-    Prompts are put behind the image as they are, as the published code does (``models/lavit_for_understanding.py``).
+    Prompts are those of the published code (``LaVIT/models/lavit_for_understanding.py``): the image, then ``Question: …
+    Answer:``; a question that ends with a colon is left as it is.
 
     Parameters
     ----------
@@ -83,4 +93,4 @@ def read_processor(folder: Path, config: LaVITConfig, seed: int | None) -> Image
     tokenizer.pad_token = tokenizer.eos_token
     squares = SquareImages(config.vision_config.image_size)
     images = squares if seed is None else SampledImages(squares, config.tokens_per_image, seed)
-    return ImageTextProcessor(images, tokenizer, "<image>", config.tokens_per_image)
+    return ImageTextProcessor(images, tokenizer, "<image>", config.tokens_per_image, _CHAT)

@@ -46,10 +46,10 @@ class Golden:
         if not want.is_floating_point():
             assert got.equal(want), name
             return
-        largest = float(self.expected[name].abs().max()) or 1.0
+        largest = float(self.expected[name].abs().max()) if want.numel() else 1.0
         if valid is not None:
             got, want = got[valid], want[valid]
-        deviation = float((got - want).abs().max()) / largest if want.numel() else 0.0
+        deviation = float((got - want).abs().max()) / (largest or 1.0) if want.numel() else 0.0
         group = ".".join(part for part in name.split(".") if not part.isdigit())
         self._worst[group] = max(self._worst[group], deviation)
         assert deviation <= TOLERANCE, (name, deviation)
