@@ -42,16 +42,16 @@ def _load(folder: Path, section: ModelSection) -> Loaded:
 
 
 def _choose(folder: Path, wanted: str | None) -> Path:
-    there = sorted(path.name for path in folder.glob(_CHECKPOINTS))
-    if wanted is None and len(there) == 1:
-        return folder / there[0]
+    there = [name for name in _CHECKPOINTS if (folder / name).is_file()]
     if not there:
-        raise ModelError(f'the folder {folder} holds no {_CHECKPOINTS}: fetch one, or say model.weights = "random"')
-    if wanted is None:
+        raise ModelError(
+            f'the folder {folder} holds none of {", ".join(_CHECKPOINTS)}: fetch one, or say model.weights = "random"'
+        )
+    if wanted is None and len(there) > 1:
         raise ModelError(f"the folder {folder} holds {', '.join(there)}: choose one by model.checkpoint")
-    if wanted not in there:
+    if wanted is not None and wanted not in there:
         raise ModelError(f"model.checkpoint is {wanted!r}, and the folder {folder} holds {', '.join(there)}")
-    return folder / wanted
+    return folder / (wanted or there[0])
 
 
 PORT = Port(

@@ -22,7 +22,8 @@ _CHAT = (
     "{% if part['type'] == 'image' %}{% set said.images = said.images + '<img><image></img>' %}"
     "{% else %}{% set said.text = said.text + part['text'] %}{% endif %}"
     "{% endfor %}{% endfor %}"
-    "{{ said.images }}{% if said.text.endswith(':') %}{{ said.text }}{% else %}Question: {{ said.text }} Answer:{% endif %}"
+    "{{ said.images }}"
+    "{% if said.text.endswith(':') %}{{ said.text }}{% else %}Question: {{ said.text }} Answer:{% endif %}"
 )
 
 
