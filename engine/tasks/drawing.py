@@ -1,5 +1,6 @@
 """In which order images are drawn where not all are used."""
 
+import heapq
 import random
 from collections.abc import Iterator, Sequence
 
@@ -29,18 +30,22 @@ def _balanced(coco: Coco, images: Sequence[CocoImage]) -> Iterator[CocoImage]:
         category.id: [i for i in images if category.id in coco.objects[i.id]][::-1] for category in coco.categories
     }
     seen = dict.fromkeys(waiting, 0)
+    # Of categories seen as often the one with fewest images comes first.
+    queue = [(0, len(stack), category) for category, stack in waiting.items()]
+    heapq.heapify(queue)
     taken: set[int] = set()
-    while waiting:
-        rarest = min(waiting, key=lambda category: (seen[category], len(waiting[category])))
-        stack = waiting[rarest]
+    while queue:
+        n_seen, n_images, category = heapq.heappop(queue)
+        stack = waiting[category]
         while stack and stack[-1].id in taken:
             stack.pop()
         if not stack:
-            del waiting[rarest]
             continue
-        image = stack.pop()
-        taken.add(image.id)
-        for category in coco.objects[image.id]:
-            seen[category] += 1
-        yield image
+        if n_seen == seen[category]:
+            image = stack.pop()
+            taken.add(image.id)
+            for shown in coco.objects[image.id]:
+                seen[shown] += 1
+            yield image
+        heapq.heappush(queue, (seen[category], n_images, category))
     yield from (image for image in images if image.id not in taken)
