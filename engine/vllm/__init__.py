@@ -1,4 +1,4 @@
-"""vLLM in place of transformers: its engine runs the prompts, and a connector of ours takes the wanted states out of it.
+"""vLLM in place of transformers: its engine runs the prompts, a connector of ours takes the wanted states out of it.
 
 vLLM's ``extract_hidden_states`` puts the residual stream at the wanted points into a cache beside its keys and values,
 paged as they are, so that a prompt's states are together when the last of its pieces has run. At that moment the

@@ -1,8 +1,8 @@
 """The connector that vLLM loads: it takes the wanted rows of finished prompts out of the cache of hidden states.
 
 It is made twice by vLLM, beside the scheduler and in every worker. The scheduler's side is always in the process of the
-run; a worker is too, unless several share a model. The rows are read in the step in which the last piece of a prompt has
-run, on the stream that it ran on: before the prompt's blocks can be given away, so that none has to be held back.
+run; a worker is too, unless several share a model. The rows are read in the step in which the last piece of a prompt
+has run, on the stream that it ran on: before the prompt's blocks can be given away, so that none has to be held back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Takes(KVConnectorMetadata):
+class Takes(KVConnectorMetadata):  # type: ignore[misc]
     """What the workers take when the step is over; None if no prompt ends in it."""
 
     take: Take | None

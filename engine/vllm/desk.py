@@ -143,8 +143,6 @@ def _join(pieces: Sequence[tuple[tuple[int, ...], States]], batch: Batch, captur
             place = mask.flatten().cumsum(0).view(mask.shape) - 1 + end
             places.append((mask, place))
             end += int(mask.sum())
-        source = [torch.cat([place[list(n)][mask[list(n)]] for mask, place in places]) for n, _ in pieces]
-        kept[site] = torch.cat([states.kept[site] for _, states in pieces], dim=1)[
-            :, torch.cat(source).argsort().to(first.device)
-        ]
+        source = torch.cat([place[list(its)][mask[list(its)]] for its, _ in pieces for mask, place in places])
+        kept[site] = torch.cat([states.kept[site] for _, states in pieces], dim=1)[:, source.argsort().to(first.device)]
     return States(reduced, kept)

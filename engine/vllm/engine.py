@@ -23,13 +23,16 @@ class Description:
         Length of the stream's vectors.
     max_length
         Most tokens of a prompt: one less than positions, as vLLM goes on to speak one.
-    images
-        vLLM's processor of images; None if it takes none.
+    takes_images
+        Whether it has a vision side there.
+    config
+        vLLM's, of the engine.
     """
 
     hidden_size: int
     max_length: int
-    images: Any
+    takes_images: bool
+    config: Any
 
 
 def describe(arguments: dict[str, Any], name: str) -> Description:
@@ -40,16 +43,13 @@ def describe(arguments: dict[str, Any], name: str) -> Description:
     ModelError
         If vLLM does not have the model, or cannot give its states.
     """
-    from vllm import EngineArgs
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.interfaces import supports_eagle3
-    from vllm.multimodal import MULTIMODAL_REGISTRY
 
     try:
-        config = EngineArgs(**arguments).create_engine_config()
+        config = _configure(arguments)
         model = config.model_config
         found, architecture = ModelRegistry.resolve_model_cls(model.architectures, model)
-        images = MULTIMODAL_REGISTRY.create_processor(model) if model.is_multimodal_model else None
     except Exception as error:
         raise ModelError(f"vLLM cannot run the model {name!r}: {_reason(error)}") from error
     if not supports_eagle3(found):
@@ -57,7 +57,18 @@ def describe(arguments: dict[str, Any], name: str) -> Description:
             f"vLLM's {architecture} does not give the states between its blocks: run the model {name!r} with "
             'backend = "transformers"'
         )
-    return Description(model.get_hidden_size(), model.max_model_len - 1, images)
+    return Description(model.get_hidden_size(), model.max_model_len - 1, bool(model.is_multimodal_model), config)
+
+
+def _configure(arguments: dict[str, Any]) -> Any:
+    from vllm import EngineArgs
+
+    config = EngineArgs(**arguments).create_engine_config()
+    images = config.model_config.multimodal_config
+    if images is not None:
+        # The model's own processor has normalised the pixels.
+        images.mm_device_do_normalize = False
+    return config
 
 
 class Engine:
@@ -77,7 +88,7 @@ class Engine:
     """
 
     def __init__(self, arguments: dict[str, Any], desk: Desk) -> None:
-        from vllm import EngineArgs, SamplingParams
+        from vllm import SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
 
         if not _one.acquire(blocking=False):
@@ -85,7 +96,7 @@ class Engine:
         self._desk = desk
         self._changed = _Changed()
         try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            self._engine = LLMEngine.from_vllm_config(_configure(arguments), disable_log_stats=True)
         except BaseException as error:
             self._restore()
             if not isinstance(error, Exception):

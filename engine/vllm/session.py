@@ -18,6 +18,7 @@ from sonde.errors import InputError
 from .checkpoint import find_folder, load_skeleton
 from .desk import Desk
 from .engine import Engine, describe
+from .images import Images
 from .prompts import PromptEncoder, RequestBatch, RequestCollator
 from .settings import cpu_arguments, engine_arguments, find_device, prepare_environment, step_arguments
 from .wire import Receiver
@@ -91,7 +92,8 @@ class VllmSession(Session):
             if receiver is not None:
                 receiver.close()
             raise
-        collate = RequestCollator(capture, encoder.pad_token_id, causal=True, images=found.images)
+        images = Images(found.config, model) if found.takes_images else None
+        collate = RequestCollator(capture, encoder.pad_token_id, causal=True, images=images)
         widths = dict.fromkeys(capture.sites, found.hidden_size)
         note = "no, because vLLM runs every prompt by itself"
         return cls(model, capture, encoder, collate, widths, None, note, arguments, budget, desk, receiver)

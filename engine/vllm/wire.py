@@ -91,4 +91,4 @@ class Receiver:
 def _bytes_of(x: torch.Tensor) -> memoryview:
     import torch
 
-    return memoryview(x.view(-1).view(torch.uint8).numpy())
+    return x.view(-1).view(torch.uint8).numpy().data
