@@ -85,12 +85,14 @@ def _qwen_vl(model_type: str) -> tuple[Any, Any]:
         "out_hidden_size": HIDDEN,
         "intermediate_size": 256,
     }
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     text = _TEXT | {"vocab_size": len(tokenizer), "rope_parameters": rope}
     if old:
         vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
     else:
         text["head_dim"] = 32
+        # transformers interleaves whatever its configuration says.
+        rope["mrope_interleaved"] = True
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     config = hf.AutoConfig.for_model(model_type, text_config=text, vision_config=vision, **ids)
     return hf.AutoModelForImageTextToText.from_config(config), processor
