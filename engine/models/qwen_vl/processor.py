@@ -95,6 +95,6 @@ def read_processor(folder: Path, config: QwenVLConfig) -> ImageTextProcessor:
 def _is_chat(folder: Path) -> bool:
     try:
         said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(said.get("chat_format") == "chatml")
+    except (OSError, ValueError, AttributeError):
         return False
-    return bool(said.get("chat_format") == "chatml")
