@@ -18,7 +18,9 @@ def _train(begin: tuple[str, ...], special: Mapping[str, int], most: int, *, lla
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>" if llama else None, fuse_unk=llama))
     if llama:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        # As LLaMA's was trained: no piece goes over a space.
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
         alphabet = [chr(code) for code in range(33, 127)]
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -28,6 +30,9 @@ def _train(begin: tuple[str, ...], special: Mapping[str, int], most: int, *, lla
         vocab_size=most, special_tokens=list(begin), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    if llama:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     for token, number in sorted(special.items(), key=lambda item: item[1]):
         between = range(tokenizer.get_vocab_size(), number)
         tokenizer.add_special_tokens([AddedToken(f"<|unused {i}|>", special=True) for i in between])
