@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the models of ours, in the layout that was published: the golden ones, with tokenizers."""
+"""Tiny checkpoints of the models of ours, in the layout that was published: golden or random ones, with tokenizers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .tiny_lavit import START, write_lavit
 from .tiny_parts import WORDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -56,11 +57,8 @@ def _emu(folder: Path) -> Path:
 
 
 def _lavit(folder: Path) -> Path:
-    import json
-
-    shutil.copytree(GOLDEN / "lavit", folder)
-    start = json.loads((folder / "config.json").read_text())["image_start_id"]
-    tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": start - 1}, start - 1, llama=True)
+    write_lavit(folder)
+    tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": START - 1}, START - 1, llama=True)
     tokenizer.save(str(folder / "language_model/tokenizer.json"))
     return folder
 
