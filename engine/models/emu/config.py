@@ -43,10 +43,11 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "layer_norm_epsilon": 1e-6,
         "feed_forward_proj": "relu",
     },
-    "lora_config": {"r": 16, "lora_alpha": 16},
+    "lora_config": {"r": 16, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
 }
 _FILES = ("config.json", "Emu-14B.json")
-_ADDED = ("[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]")
+_ADDED = ("[PAD]", "[IMG]", "[/IMG]", "<image>")
+_OF_A_CHAT = ("[USER]", "[ASSISTANT]")
 
 
 class EmuConfig(ImageTextConfig):
@@ -58,6 +59,8 @@ class EmuConfig(ImageTextConfig):
         A `T5Config`, of the decoder that makes an image's vectors of its patches.
     lora_scale
         What LoRA's product is multiplied with where it is added.
+    lora_targets
+        Names of the projections of a block that it is added to.
     special_tokens
         Token -> id of those that the model adds to LLaMA's.
     """
@@ -66,6 +69,7 @@ class EmuConfig(ImageTextConfig):
 
     former_config: Any = None
     lora_scale: float = 1.0
+    lora_targets: Any = ()
     special_tokens: Any = None
 
     @property
@@ -74,15 +78,15 @@ class EmuConfig(ImageTextConfig):
         return "[USER]" in self.special_tokens
 
 
-def read_config(folder: Path, n_tokens: int | None = None, *, instructed: bool = False) -> EmuConfig:
+def read_config(folder: Path, *, instructed: bool, n_tokens: int | None = None) -> EmuConfig:
     """Read ``config.json`` or the published ``Emu-14B.json``; without them the published values are taken.
 
     Parameters
     ----------
-    n_tokens
-        Rows of the checkpoint's table of token embeddings; the instructed model has two more.
     instructed
-        Whether the model is that one, where there is no checkpoint.
+        Whether the model is the instruction-tuned one, which has two tokens more.
+    n_tokens
+        Rows of the checkpoint's table of token embeddings; left out, as many as there are tokens.
 
     Raises
     ------
@@ -92,15 +96,15 @@ def read_config(folder: Path, n_tokens: int | None = None, *, instructed: bool =
     given = _read(folder)
     groups = {name: values | given.get(name, {}) for name, values in _PUBLISHED.items()}
     vision, llama, t5, lora = (groups[name] for name in ("vision_cfg", "llama_config", "t5_config", "lora_config"))
-    first = int(llama["vocab_size"])
-    numbers = {token: first + i for i, token in enumerate(_ADDED)} | given.get("special_tokens", {})
-    if n_tokens is None:
-        n_tokens = 1 + max(numbers[token] for token in (_ADDED if instructed else _ADDED[:4]))
-    special = {token: numbers[token] for token in _ADDED if numbers[token] < n_tokens}
-    if "<image>" not in special:
+    numbers = given.get("special_tokens", {})
+    added = (*_ADDED, *(_OF_A_CHAT if instructed else ()))
+    special = {token: int(numbers.get(token, llama["vocab_size"] + i)) for i, token in enumerate(added)}
+    last = max(special, key=special.__getitem__)
+    n_tokens = n_tokens or special[last] + 1
+    if special[last] >= n_tokens:
         raise ModelError(
-            f"the checkpoint has {n_tokens} token embeddings, and {folder} says that <image> is {numbers['<image>']}: "
-            "give the files of one model"
+            f"the checkpoint has {n_tokens} token embeddings, and {folder} says that {last} is {special[last]}: give "
+            "the files of one model"
         )
     text = {name: llama[name] for name in _PUBLISHED["llama_config"]} | {"vocab_size": n_tokens}
     former = {name: t5[name] for name in _PUBLISHED["t5_config"]}
@@ -127,6 +131,7 @@ def read_config(folder: Path, n_tokens: int | None = None, *, instructed: bool =
         ),
         former_config=T5Config(**former, is_decoder=True, is_encoder_decoder=False, use_cache=False, dropout_rate=0.0),
         lora_scale=lora["lora_alpha"] / lora["r"],
+        lora_targets=lora["target_modules"],
         special_tokens=special,
         image_token_id=special["<image>"],
         image_start_token_id=special["[IMG]"],

@@ -17,8 +17,11 @@ from sonde.engine.models.image_text import ImageTextModel
 from .config import EmuConfig
 from .weights import Weights, merge
 
-_LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
-_PLAIN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
+_PROJECTIONS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FORMER = {
     "SelfAttention": ("q", "k", "v", "o"),
     "EncDecAttention": ("q", "k", "v", "o"),
@@ -102,11 +105,13 @@ def fill_model(model: ImageTextModel, weights: Weights) -> None:
     merged = partial(merge, config.lora_scale)
     for i in range(config.text_config.num_hidden_layers):
         block, its = f"{own}layers.{i}.", f"{keys}layers.{i}."
-        for name in _PLAIN:
+        for name in _NORMS:
             fill(f"{block}{name}.weight", f"{its}{name}.weight")
-        for name in _LORA:
-            projection = f"self_attn.{name}"
-            fill(f"{block}{projection}.weight", *weights.names_of(f"{its}{projection}"), make=merged)
+        for part, names in _PROJECTIONS.items():
+            for name in names:
+                adapted = weights.instructed and name in config.lora_targets
+                sources = weights.names_of(f"{its}{part}.{name}", adapted=adapted)
+                fill(f"{block}{part}.{name}.weight", *sources, make=merged)
     # Heads, what the published code makes and never uses, and tables that some versions of libraries saved.
     fill.ignore("visual.norm.*", "visual.head.*", "*.lm_head.weight", "*.stu_regress_head.weight")
     fill.ignore("cformer.cformer.embed_tokens.weight", "*.rotary_emb.inv_freq")
