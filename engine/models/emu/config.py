@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Blip2VisionConfig, LlamaConfig, T5Config
 
 from sonde.engine.models.image_text import ImageTextConfig
@@ -79,7 +81,7 @@ class EmuConfig(ImageTextConfig):
 
 
 def read_config(folder: Path, *, instructed: bool, n_tokens: int | None = None) -> EmuConfig:
-    """Read ``config.json`` or the published ``Emu-14B.json``; without them the published values are taken.
+    """Read ``config.json`` or the published ``Emu-14B.json``; what they leave out is as published.
 
     Parameters
     ----------
@@ -91,25 +93,37 @@ def read_config(folder: Path, *, instructed: bool, n_tokens: int | None = None) 
     Raises
     ------
     ModelError
-        If a file is no JSON object, or the table has fewer rows than tokens.
+        If a file is no JSON object, its values make no Emu, or the table has fewer rows than tokens.
     """
-    given = _read(folder)
-    groups = {name: values | given.get(name, {}) for name, values in _PUBLISHED.items()}
+    path, given = _read(folder)
+    try:
+        groups = {name: values | given.get(name, {}) for name, values in _PUBLISHED.items()}
+        config = _make(groups, given.get("special_tokens", {}), instructed, n_tokens)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        raise ModelError(f"the configuration {path} makes no Emu: {error!r}") from error
+    rows, last = config.text_config.vocab_size, max(config.special_tokens, key=config.special_tokens.__getitem__)
+    if config.special_tokens[last] >= rows:
+        raise ModelError(
+            f"the checkpoint has {rows} token embeddings, and {path} says that {last} is "
+            f"{config.special_tokens[last]}: give the files of one model"
+        )
+    return config
+
+
+def _make(
+    groups: Mapping[str, dict[str, Any]], numbers: Mapping[str, int], instructed: bool, n_tokens: int | None
+) -> EmuConfig:
     vision, llama, t5, lora = (groups[name] for name in ("vision_cfg", "llama_config", "t5_config", "lora_config"))
-    numbers = given.get("special_tokens", {})
     added = (*_ADDED, *(_OF_A_CHAT if instructed else ()))
     special = {token: int(numbers.get(token, llama["vocab_size"] + i)) for i, token in enumerate(added)}
-    last = max(special, key=special.__getitem__)
-    n_tokens = n_tokens or special[last] + 1
-    if special[last] >= n_tokens:
-        raise ModelError(
-            f"the checkpoint has {n_tokens} token embeddings, and {folder} says that {last} is {special[last]}: give "
-            "the files of one model"
-        )
-    text = {name: llama[name] for name in _PUBLISHED["llama_config"]} | {"vocab_size": n_tokens}
+    text = {name: llama[name] for name in _PUBLISHED["llama_config"]}
+    text["vocab_size"] = n_tokens or max(special.values()) + 1
     former = {name: t5[name] for name in _PUBLISHED["t5_config"]}
     # A decoder's number of layers is its own where a file gives both.
     former["num_layers"] = t5.get("num_decoder_layers", t5["num_layers"])
+    n_heads, rest = divmod(vision["width"], vision["head_width"])
+    if rest:
+        raise ValueError(f"a width of {vision['width']} is not cut into heads of {vision['head_width']}")
     return EmuConfig(
         text_config=LlamaConfig(
             **text,
@@ -122,7 +136,7 @@ def read_config(folder: Path, *, instructed: bool, n_tokens: int | None = None) 
             hidden_size=vision["width"],
             intermediate_size=int(vision["width"] * vision["mlp_ratio"]),
             num_hidden_layers=vision["layers"],
-            num_attention_heads=vision["width"] // vision["head_width"],
+            num_attention_heads=n_heads,
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             hidden_act="gelu",
@@ -136,11 +150,12 @@ def read_config(folder: Path, *, instructed: bool, n_tokens: int | None = None) 
         image_token_id=special["<image>"],
         image_start_token_id=special["[IMG]"],
         image_end_token_id=special["[/IMG]"],
-        tokens_per_image=groups["vladapter_cfg"]["n_causal"],
+        tokens_per_image=int(groups["vladapter_cfg"]["n_causal"]),
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says something of an Emu, and what it says; the folder and nothing if there is none."""
     for name in _FILES:
         path = folder / name
         if path.is_file():
@@ -150,5 +165,6 @@ def _read(folder: Path) -> dict[str, Any]:
                 raise ModelError(f"the configuration {path} cannot be read: {error}") from error
             if not isinstance(found, dict):
                 raise ModelError(f"the configuration {path} holds a {type(found).__name__} and no settings")
-            return found
-    return {}
+            if _PUBLISHED.keys() & found.keys():
+                return path, found
+    return folder, {}

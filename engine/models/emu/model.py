@@ -77,14 +77,14 @@ class EmuModel(ImageTextModel):
 
 
 def fill_model(model: ImageTextModel, weights: Weights) -> None:
-    """Fill a model with published weights, LoRA's merged into the matrices that they change.
+    """Fill a model with published weights, LoRA's merged into the matrices that they change; they are used up.
 
     Raises
     ------
     ModelError
         If they are not those of this model.
     """
-    fill, config = Filling(model, weights.tensors, str(weights.path)), model.config
+    fill, config = Filling(model, weights.tensors, str(weights.path), once=True), model.config
     fill_eva(fill, "vision.", "visual.", config.vision_config.num_hidden_layers)
     for kind in ("weight", "bias"):
         fill(f"vision.post_layernorm.{kind}", f"ln_visual.{kind}")
