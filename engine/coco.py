@@ -3,15 +3,18 @@
 Format: https://cocodataset.org/#format-data (Lin et al., *Microsoft COCO: Common Objects in Context*, 2014).
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from sonde.errors import InputError
 
 _SOURCE = "COCO's annotations are at https://cocodataset.org/#download"
+_ZIPS = "http://images.cocodataset.org/zips"
+_PUBLISHED = ("train2014", "val2014", "train2017", "val2017")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,10 @@ class Coco:
         paths = [self.path(image) for image in images]
         missing = [path for path in paths if not path.is_file()]
         if missing:
+            known = f"; they are at {_ZIPS}/{self.name}.zip" if self.name in _PUBLISHED else ""
             raise InputError(
                 f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}: "
-                f"give the folder of the images of {self.name!r}"
+                f"give the folder of the images of {self.name!r}{known}"
             )
         return paths
 
@@ -125,14 +129,18 @@ def load_coco(annotations_folder: str | Path, images_folder: str | Path, name: s
         raise InputError(f"no images folder {images}: give the folder that holds the image files")
     name = _choose(annotations, name, images.name)
     captions_path, instances_path = _pair(annotations, name)
-    captions_file = _Annotations.read(captions_path)
-    instances_file = _Annotations.read(instances_path)
-    by_id = captions_file.images() | instances_file.images()
-    categories = instances_file.categories()
+    captions_file, instances_file = _read(captions_path, _Captions), _read(instances_path, _Instances)
+    for path, images_there in ((captions_path, captions_file.images), (instances_path, instances_file.images)):
+        if not images_there:
+            raise InputError(f"no images in {path}: give annotations of at least one")
+    by_id = {image.id: image for file in (captions_file, instances_file) for image in map(_image, file.images)}
+    categories = _categories(instances_path, instances_file.categories)
     negatives_path = annotations / f"negatives_{name}.json"
-    negatives = _Annotations.read(negatives_path).captions(by_id) if negatives_path.is_file() else {}
-    captions = captions_file.captions(by_id)
-    objects = instances_file.objects(by_id, {category.id for category in categories})
+    negatives = {}
+    if negatives_path.is_file():
+        negatives = _by_image(negatives_path, _read(negatives_path, _Negatives), by_id)
+    captions = _by_image(captions_path, captions_file, by_id)
+    objects = _objects(instances_path, instances_file, by_id, {category.id for category in categories})
     return Coco(
         name=name,
         images_folder=images,
@@ -171,89 +179,94 @@ def _choose(folder: Path, name: str | None, images_name: str) -> str:
 _KINDS = ("captions_", "instances_")
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotations:
-    """One annotation file."""
-
-    path: Path
-    content: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> "_Annotations":
-        try:
-            with path.open(encoding="utf-8") as file:
-                content = json.load(file, object_hook=_without_outline)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as JSON ({error}): {_SOURCE}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is not in COCO's format, it holds a {type(content).__name__}: {_SOURCE}")
-        return cls(path, content)
-
-    def _records(self, key: str) -> list[Any]:
-        records = self.content.get(key)
-        if not isinstance(records, list):
-            raise InputError(f"{self.path} is not in COCO's format: it has no list {key!r}; {_SOURCE}")
-        return records
-
-    def _malformed(self, key: str, error: Exception) -> InputError:
-        return InputError(f"{self.path} is not in COCO's format: an entry of {key!r} is malformed ({error!r})")
-
-    def images(self) -> dict[int, CocoImage]:
-        try:
-            images = [
-                CocoImage(int(r["id"]), str(r["file_name"]), int(r.get("width", 0)), int(r.get("height", 0)))
-                for r in self._records("images")
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._malformed("images", error) from error
-        if not images:
-            raise InputError(f"no images in {self.path}: give annotations of at least one")
-        return {image.id: image for image in images}
-
-    def categories(self) -> tuple[CocoCategory, ...]:
-        try:
-            categories = [
-                CocoCategory(int(r["id"]), str(r["name"]), str(r.get("supercategory", "")))
-                for r in self._records("categories")
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._malformed("categories", error) from error
-        if len({category.id for category in categories}) != len(categories):
-            raise InputError(f"{self.path} has two categories with one id: correct the file")
-        return tuple(sorted(categories, key=lambda category: category.id))
-
-    def captions(self, images: Mapping[int, CocoImage]) -> dict[int, tuple[CocoCaption, ...]]:
-        by_image: dict[int, list[CocoCaption]] = {}
-        try:
-            for r in self._records("annotations"):
-                text = " ".join(r["caption"].split())
-                caption = CocoCaption(r["id"], r["image_id"], text, r.get("type", ""), r.get("caption_id"))
-                by_image.setdefault(caption.image_id, []).append(caption)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise self._malformed("annotations", error) from error
-        self._refuse_unknown("image", by_image.keys() - images.keys())
-        return {image: tuple(captions) for image, captions in by_image.items()}
-
-    def objects(self, images: Mapping[int, CocoImage], categories: set[int]) -> dict[int, tuple[int, ...]]:
-        by_image: dict[int, set[int]] = {}
-        try:
-            for r in self._records("annotations"):
-                by_image.setdefault(r["image_id"], set()).add(r["category_id"])
-        except (KeyError, TypeError) as error:
-            raise self._malformed("annotations", error) from error
-        self._refuse_unknown("image", by_image.keys() - images.keys())
-        self._refuse_unknown("category", set().union(*by_image.values()) - categories)
-        return {image: tuple(sorted(present)) for image, present in by_image.items()}
-
-    def _refuse_unknown(self, what: str, ids: Iterable[int]) -> None:
-        unknown = list(ids)
-        if unknown:
-            raise InputError(
-                f"{self.path} annotates {what} {unknown[0]!r}, which it does not list: the file is not whole"
-            )
+# What is read of a file; all else in it, nine tenths of an instances file, is passed over without being built.
+class _Image(msgspec.Struct, gc=False):
+    id: int
+    file_name: str
+    width: int = 0
+    height: int = 0
 
 
-def _without_outline(record: dict[str, Any]) -> dict[str, Any]:
-    """Forget outlines while parsing: they are nine tenths of an instances file, and nothing here reads them."""
-    record.pop("segmentation", None)
-    return record
+class _Caption(msgspec.Struct, gc=False):
+    id: int
+    image_id: int
+    caption: str
+    type: str = ""
+    caption_id: int | None = None
+
+
+class _Object(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: int
+    name: str
+    supercategory: str = ""
+
+
+class _Negatives(msgspec.Struct):
+    annotations: list[_Caption]
+
+
+class _Captions(_Negatives):
+    images: list[_Image]
+
+
+class _Instances(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Object]
+    categories: list[_Category]
+
+
+_File = TypeVar("_File", _Captions, _Instances, _Negatives)
+
+
+def _read(path: Path, kind: type[_File]) -> _File:
+    try:
+        content = path.read_bytes()
+        # Numbers may be written as text.
+        found = msgspec.json.decode(content, type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path} is not in COCO's format: {error}; {_SOURCE}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): {_SOURCE}") from error
+    return found
+
+
+def _image(image: _Image) -> CocoImage:
+    return CocoImage(image.id, image.file_name, image.width, image.height)
+
+
+def _categories(path: Path, listed: Sequence[_Category]) -> tuple[CocoCategory, ...]:
+    if len({category.id for category in listed}) != len(listed):
+        raise InputError(f"{path} has two categories with one id: correct the file")
+    ordered = sorted(listed, key=lambda category: category.id)
+    return tuple(CocoCategory(category.id, category.name, category.supercategory) for category in ordered)
+
+
+def _by_image(path: Path, file: _Negatives, images: Mapping[int, CocoImage]) -> dict[int, tuple[CocoCaption, ...]]:
+    by_image: dict[int, list[CocoCaption]] = {}
+    for c in file.annotations:
+        caption = CocoCaption(c.id, c.image_id, " ".join(c.caption.split()), c.type, c.caption_id)
+        by_image.setdefault(c.image_id, []).append(caption)
+    _refuse_unknown(path, "image", by_image.keys() - images.keys())
+    return {image: tuple(captions) for image, captions in by_image.items()}
+
+
+def _objects(
+    path: Path, file: _Instances, images: Mapping[int, CocoImage], categories: set[int]
+) -> dict[int, tuple[int, ...]]:
+    by_image: dict[int, set[int]] = {}
+    for thing in file.annotations:
+        by_image.setdefault(thing.image_id, set()).add(thing.category_id)
+    _refuse_unknown(path, "image", by_image.keys() - images.keys())
+    _refuse_unknown(path, "category", set().union(*by_image.values()) - categories)
+    return {image: tuple(sorted(present)) for image, present in by_image.items()}
+
+
+def _refuse_unknown(path: Path, what: str, ids: Iterable[int]) -> None:
+    unknown = list(ids)
+    if unknown:
+        raise InputError(f"{path} annotates {what} {unknown[0]!r}, which it does not list: the file is not whole")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,11 @@ from .settings import Section, Settings
 
 Column = Literal["id", "prompt", "messages", "image", "images", "group", "split"]
 """What a column of a data set can be besides a label."""
+
+
+Task = Literal["entailment", "recognition"]
+Cue = bool | Literal["asked"]
+Index = Annotated[int, Field(ge=0)]
 
 
 class ModelSection(Section):
@@ -35,13 +40,21 @@ class ModelSection(Section):
 class DataSection(Section):
     """``[data]``: a task on COCO annotations, a manifest, a folder of images, or a data set of Hugging Face."""
 
-    task: Literal["entailment", "recognition"] | None = None
+    task: Task | tuple[Task, ...] | None = Field(
+        None, description="what is asked about COCO's images; a list asks all about each image, in all prompts"
+    )
     annotations: Path | None = Field(None, description="folder of captions_*.json and instances_*.json")
     images: Path | None = Field(None, description="folder of the images, of a task or that an hf_dataset names")
     name: str | None = Field(None, description="which pair of annotation files, such as val2017")
-    cue: bool = Field(False, description="name the categories in the prompt")
-    prompt: int = Field(0, ge=0, description="which paraphrase of the task's prompt")
-    negatives: Literal["swap", "random", "shared-category"] = Field("swap", description="captions that do not hold")
+    cue: Cue | tuple[Cue, ...] | Literal["both"] = Field(
+        False, description='name all categories in the prompt; "asked": one, and ask whether it is there'
+    )
+    prompt: Index | tuple[Index, ...] | Literal["all"] = Field(0, description="which paraphrases of the task's prompt")
+    prompts_file: Path | None = Field(None, description="TOML file of the user's own prompts")
+    negatives: Literal["swap", "random", "shared-category", "nearest"] = Field(
+        "swap", description="captions that do not hold"
+    )
+    balance: bool = Field(False, description="draw images of rare categories first, where there is a limit")
     manifest: Path | None = Field(None, description="JSONL, CSV or Parquet with one row per sample")
     image_folder: Path | None = Field(None, description="folder of images; subfolders are the classes of a label")
     prompts: tuple[str, ...] | None = Field(None, min_length=1, description="asked of every image")
@@ -53,7 +66,9 @@ class DataSection(Section):
         None, description="which columns of an hf_dataset are the id, the prompt, the image, …; the others are labels"
     )
     remote_images: bool = Field(False, description="let images be http(s) URLs, fetched as the run goes")
-    limit: int | None = Field(None, ge=1, description="at most this many samples, groups whole")
+    limit: int | None = Field(
+        None, ge=1, description="at most this many samples, groups whole; images, where task is a list"
+    )
     seed: int = 0
     prompt_format: Literal["auto", "raw", "chat"] = Field("auto", description="whether prompts go through a chat")
     truncate: int | None = Field(None, ge=1, description="cut text-only prompts to this many tokens")
@@ -63,6 +78,9 @@ class DataSection(Section):
         named = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(named) > 1:
             raise ValueError(f"give either {named[0]} or {named[1]}, not both")
+        several = [name for name in ("cue", "prompt") if isinstance(getattr(self, name), tuple | str)]
+        if not isinstance(self.task, tuple) and several and self.cue != "asked":
+            raise ValueError(f"{several[0]} says several, which a list of tasks is asked with: write task = ['…']")
         if self.task is not None and (self.annotations is None or self.images is None):
             raise ValueError(f"the task {self.task!r} needs both annotations and images")
         if self.image_folder is not None and self.prompts is None:
@@ -87,7 +105,7 @@ _SOURCES = ("task", "manifest", "image_folder", "hf_dataset")
 _SOURCES_OF = {
     "prompts": ("image_folder", "hf_dataset"),
     **dict.fromkeys(("hf_config", "hf_split", "hf_revision", "columns"), ("hf_dataset",)),
-    **dict.fromkeys(("annotations", "name"), ("task",)),
+    **dict.fromkeys(("annotations", "name", "prompts_file"), ("task",)),
     "images": ("task", "hf_dataset"),
 }
 

@@ -42,15 +42,29 @@ def load_dataset(section: DataSection | None, samples: Dataset | Sequence[Sample
     assert section.annotations is not None
     assert section.images is not None
     coco = load_coco(section.annotations, section.images, name=section.name)
-    options: dict[str, Any] = {
-        "cue": section.cue,
-        "prompt": section.prompt,
-        "limit": section.limit,
-        "seed": section.seed,
-    }
+    common: dict[str, Any] = {"limit": section.limit, "seed": section.seed, "balance": section.balance}
+    if isinstance(section.task, tuple):
+        return tasks.together(
+            coco,
+            section.task,
+            cues=_several(section.cue, "both", (False, True)),
+            prompts=_several(section.prompt, "all", None),
+            negatives=section.negatives,
+            file=section.prompts_file,
+            **common,
+        )
     if section.task == "entailment":
-        options["negatives"] = section.negatives
-    return tasks.build(str(section.task), coco, **options)
+        common["negatives"] = section.negatives
+    return tasks.build(
+        section.task, coco, cue=section.cue, prompt=section.prompt, prompts=section.prompts_file, **common
+    )
+
+
+def _several(value: Any, word: str, meaning: Any) -> Any:
+    """A list of what may be one, a list, or a word for several."""
+    if value == word:
+        return meaning
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _read(section: DataSection) -> Dataset:

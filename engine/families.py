@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _VERIFIED = "random weights: equals output_hidden_states"
+_PORTED = "sonde's own, from the published checkpoint: equals what the published code computes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +93,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("BLIP-2 (OPT)", "blip-2", "text and one image"),
     Family("InstructBLIP (decoder-only)", "instructblip", "text and one image"),
     Family("Kosmos-2", "kosmos-2", "text and one image"),
+    Family("Qwen-VL", "qwen_vl", "text and images", _PORTED),
+    Family("Emu", "emu", "text and images", _PORTED),
+    Family("LaVIT", "lavit", "text and images", _PORTED),
     Family("T5, BART", "t5", "text", "not supported, because an encoder-decoder has two streams", supported=False),
 )

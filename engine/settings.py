@@ -49,7 +49,7 @@ class Settings(Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(f"{where}: " + "; ".join(_explain(e, cls) for e in error.errors())) from None
+            raise InputError(f"{where}: " + "; ".join(_explain_all(error.errors(), cls))) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -78,32 +78,56 @@ def _override(data: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _explain(error: Any, settings: type[Section]) -> str:
-    if not error["loc"]:
-        return str(error["msg"].removeprefix("Value error, "))
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "missing":
-        return f"{place} is missing"
-    if error["type"] != "extra_forbidden":
-        message = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
-        return f"{place}: {message}" + (f", got {error['input']!r}" if not isinstance(error["input"], dict) else "")
-    *parents, key = error["loc"]
-    known = list(_section_at(settings, parents).model_fields)
+def _explain_all(errors: Sequence[Any], settings: type[Section]) -> list[str]:
+    """A line for each place; of a value that may be one thing or several, each thing that it is not is an error."""
+    lines: dict[tuple[Any, ...], list[Any]] = {}
+    for error in errors:
+        lines.setdefault(_place(error["loc"], settings), []).append(error)
+    return [_explain(place, found, settings) for place, found in lines.items()]
+
+
+def _place(location: Sequence[str | int], settings: type[Section]) -> tuple[str | int, ...]:
+    """Where an error is, without the names of types that a value could have been."""
+    place: list[str | int] = []
+    section: type[Section] | None = settings
+    for part in location:
+        if section is None and isinstance(part, str) and ("[" in part or part in _TYPES):
+            break
+        place.append(part)
+        if section is not None and isinstance(part, str):
+            section = _section_of(section, part) if part in section.model_fields else None
+    return tuple(place)
+
+
+def _explain(place: Sequence[str | int], errors: Sequence[Any], settings: type[Section]) -> str:
+    first = errors[0]
+    if not place:
+        return str(first["msg"].removeprefix("Value error, "))
+    named = ".".join(map(str, place))
+    if first["type"] == "missing":
+        return f"{named} is missing"
+    if first["type"] != "extra_forbidden":
+        told = dict.fromkeys(_PLAIN.get(e["type"], e["msg"].removeprefix("Value error, ")) for e in errors)
+        value = f", got {first['input']!r}" if not isinstance(first["input"], dict) else ""
+        return f"{named}: {', or '.join(told)}{value}"
+    *parents, key = place
+    section: type[Section] | None = settings
+    for parent in parents:
+        section = _section_of(section, parent) if section is not None and isinstance(parent, str) else section
+    known = list(section.model_fields) if section is not None else []
     close = difflib.get_close_matches(str(key), known, n=1)
-    return f"{place} is not a setting" + (
+    return f"{named} is not a setting" + (
         f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
     )
 
 
-def _section_at(settings: type[Section], parents: Sequence[str | int]) -> type[Section]:
-    """The section that a place is in: of lists of sections and of optional ones, the section."""
-    for parent in parents:
-        if isinstance(parent, str):
-            kind: Any = settings.model_fields[parent].annotation
-            settings = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Section))
-    return settings
+def _section_of(settings: type[Section], name: str) -> type[Section] | None:
+    """The section that a setting is: of a list of sections and of one that may be left out, the section."""
+    kind: Any = settings.model_fields[name].annotation
+    return next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Section)), None)
 
 
+_TYPES = ("bool", "int", "str", "constrained-int")
 _PLAIN = {
     "tuple_type": 'give a list, such as ["first", "last"]',
     "string_type": "give text in quotes",

@@ -32,6 +32,10 @@ class SquareImages:
 
     size: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the store's log records."""
+        return {"class": type(self).__name__, "size": self.size, "mean": CLIP_MEAN, "std": CLIP_STD}
+
     def __call__(self, images: Sequence[Image], **options: Any) -> dict[str, Any]:
         """Prepare images.
 

@@ -10,6 +10,7 @@ from sonde.errors import InputError
 
 from .entailment import entailment
 from .recognition import recognition
+from .together import together
 
 TASKS: dict[str, Callable[..., Dataset]] = {"entailment": entailment, "recognition": recognition}
 """Tasks by name: each makes a data set of annotated images and options of its own."""
@@ -41,4 +42,4 @@ def build(task: str, coco: Coco, **options: Any) -> Dataset:
     return TASKS[task](coco, **options)
 
 
-__all__ = ["TASKS", "build", "entailment", "recognition"]
+__all__ = ["TASKS", "build", "entailment", "recognition", "together"]

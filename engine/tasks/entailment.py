@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from sonde.engine.coco import Coco, CocoCaption, CocoImage
 from sonde.engine.sample import Dataset, Sample
 from sonde.errors import InputError
 
+from .drawing import drawn
 from .edit import Editor
+from .nearest import Nearest
 from .prompts import fill, load_prompt
 
 Pair = tuple[CocoCaption, CocoCaption]
@@ -24,10 +27,12 @@ def entailment(
     coco: Coco,
     *,
     negatives: str = "swap",
-    cue: bool = False,
+    cue: bool | str = False,
     limit: int | None = None,
     seed: int = 0,
     prompt: int = 0,
+    balance: bool = False,
+    prompts: Path | None = None,
 ) -> Dataset:
     """Two samples per image: one with a caption that holds (``entailment`` is 1), one with one that does not (0).
 
@@ -44,64 +49,91 @@ def entailment(
         with the true caption that it was made from; else the true caption with one word exchanged (see `Editor`), and
         images whose captions cannot be edited are left out. ``random``: a caption of another image.
         ``shared-category``: a caption of the image whose set of categories is most alike (largest Jaccard index
-        |A ∩ B| / |A ∪ B|; ties are drawn). A caption of another image is not checked against the image
-        beyond differing from all of its own.
+        |A ∩ B| / |A ∪ B|; ties are drawn). ``nearest``: the caption of another image that reads most like the true one
+        (see `Nearest`). A caption of another image is not checked against the image beyond differing from all of its
+        own.
     cue
         Whether the prompt names all categories: the vocabulary, never which are present.
     limit
-        At most this many samples, of images drawn at random by `seed`; None for all.
+        At most this many samples, of images drawn by `seed`; None for all.
     seed
         Draws images and captions. What is drawn for an image depends on nothing but the seed and the image's id.
     prompt
         Which paraphrase of the prompt, from 0.
+    balance
+        Whether images of rare categories are drawn first; see `drawn`.
+    prompts
+        A file of the user's own prompts; see `load_prompts`.
 
     Raises
     ------
     InputError
         If an option is out of range, no image has a pair, or an image file is missing.
     """
-    if negatives not in NEGATIVES:
-        raise InputError(f"unknown negatives {negatives!r}: there are {', '.join(NEGATIVES)}")
     if limit is not None and limit < 2:
         raise InputError(f"limit {limit} is less than one pair of captions: give at least 2, or leave it out for all")
-    template = load_prompt("entailment", cue=cue, index=prompt)
-    vocabulary = ", ".join(category.name for category in coco.categories)
-    pairs = _draw(coco, NEGATIVES[negatives](coco), limit, seed)
+    template = load_prompt("entailment", cue=_checked_cue(cue), index=prompt, file=prompts)
+    pairs = draw_pairs(coco, negatives, None if limit is None else limit // 2, seed, balance=balance)
+    images = [image for image in coco.images if image.id in pairs]
+    vocabulary = vocabulary_of(coco)
+    samples = [
+        sample
+        for image, path in zip(images, coco.paths(images), strict=True)
+        for sample in ask(image, path, pairs[image.id], template, vocabulary)
+    ]
+    return Dataset(tuple(samples), root=coco.images_folder, derived_spans=True)
+
+
+def _checked_cue(cue: bool | str) -> bool:
+    if not isinstance(cue, bool):
+        raise InputError(f"the task 'entailment' has no cue {cue!r}: say true or false")
+    return cue
+
+
+def vocabulary_of(coco: Coco) -> str:
+    """All categories by name, as a cue says them."""
+    return ", ".join(category.name for category in coco.categories)
+
+
+def ask(image: CocoImage, path: Path, pair: Pair, template: str, vocabulary: str) -> Iterator[Sample]:
+    """The samples of one image: with its caption that holds, and with the other."""
+    for label, caption in zip((1, 0), pair, strict=True):
+        text, places = fill(template, {"caption": caption.text, "categories": vocabulary})
+        yield Sample(
+            id=f"{image.id}-{caption.id}-{label}",
+            prompt=text,
+            images=(path,),
+            group=str(image.id),
+            labels={"entailment": label},
+            spans={"caption": places["caption"]} if caption.text else {},
+        )
+
+
+def draw_pairs(
+    coco: Coco, negatives: str, n_images: int | None, seed: int, *, balance: bool = False
+) -> dict[int, Pair]:
+    """Pairs by image id: of all images that have one, or of as many drawn ones as are wanted.
+
+    Raises
+    ------
+    InputError
+        If there are no such negatives, or no image has a pair.
+    """
+    if negatives not in NEGATIVES:
+        raise InputError(f"unknown negatives {negatives!r}: there are {', '.join(NEGATIVES)}")
+    pairing = NEGATIVES[negatives](coco)
+    pairs: dict[int, Pair] = {}
+    for image in coco.images if n_images is None else drawn(coco, seed, balance=balance):
+        if n_images is not None and len(pairs) >= n_images:
+            break
+        pair = pairing(image, random.Random(f"{seed}-{image.id}")) if coco.captions[image.id] else None
+        if pair is not None:
+            pairs[image.id] = pair
     if not pairs:
         raise InputError(
             f"no image of {coco.name!r} has a caption that holds and, by negatives={negatives!r}, one that does not: "
             f"try another of {', '.join(NEGATIVES)}"
         )
-    images = [image for image in coco.images if image.id in pairs]
-    samples = []
-    for image, path in zip(images, coco.paths(images), strict=True):
-        for label, caption in zip((1, 0), pairs[image.id], strict=True):
-            text, places = fill(template, {"caption": caption.text, "categories": vocabulary})
-            samples.append(
-                Sample(
-                    id=f"{image.id}-{caption.id}-{label}",
-                    prompt=text,
-                    images=(path,),
-                    group=str(image.id),
-                    labels={"entailment": label},
-                    spans={"caption": places["caption"]} if caption.text else {},
-                )
-            )
-    return Dataset(tuple(samples), root=coco.images_folder, derived_spans=True)
-
-
-def _draw(coco: Coco, pairing: Pairing, limit: int | None, seed: int) -> dict[int, Pair]:
-    """Pairs by image id: of all images, or of as many random ones as `limit` samples need."""
-    images = [image for image in coco.images if coco.captions[image.id]]
-    if limit is not None:
-        random.Random(seed).shuffle(images)
-    pairs: dict[int, Pair] = {}
-    for image in images:
-        if limit is not None and 2 * len(pairs) + 2 > limit:
-            break
-        pair = pairing(image, random.Random(f"{seed}-{image.id}"))
-        if pair is not None:
-            pairs[image.id] = pair
     return pairs
 
 
@@ -185,6 +217,20 @@ def _shared_category(coco: Coco) -> Pairing:
     return pairing
 
 
+def _nearest(coco: Coco) -> Pairing:
+    """The caption of another image that reads most like the true one."""
+    nearest = Nearest(coco.captions)
+
+    def pairing(image: CocoImage, rng: random.Random) -> Pair | None:
+        captions = coco.captions[image.id]
+        own = {caption.text.casefold() for caption in captions}
+        true = rng.choice(captions)
+        false = nearest(true, lambda caption: caption.text.casefold() not in own)
+        return None if false is None else (true, false)
+
+    return pairing
+
+
 def _with_foreign(coco: Coco, image: CocoImage, pool: Sequence[int], rng: random.Random) -> Pair | None:
     """A caption of the image and one of another image in `pool` that is none of the image's own."""
     captions = coco.captions[image.id]
@@ -204,5 +250,6 @@ NEGATIVES: dict[str, Callable[[Coco], Pairing]] = {
     "swap": _swap,
     "random": _random,
     "shared-category": _shared_category,
+    "nearest": _nearest,
 }
 """Sources of captions that do not hold, by name."""

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sonde.engine import Sample
+from sonde.engine.config import ModelSection
+from sonde.engine.models import find_port
 
 ENCODERS = ("bert", "roberta")
 
@@ -76,6 +78,9 @@ KNOWN = {
     "llama4": Known("language_model.model.layers", "<|image|>", "<|patch|>", vision="vision_model.model.layers"),
     "mllama": Known(_LANGUAGE, "<|image|>"),
     "molmo2": Known(_LANGUAGE, "<|image|>", "<im_patch>", vision="model.vision_tower.layers"),
+    "qwen_vl": Known("language_model.layers", "<img><imgpad></img>", "<imgpad>", vision="vision.blocks"),
+    "emu": Known("language_model.layers", "[IMG]<image>[/IMG]", "<image>", vision="vision.encoder.layers"),
+    "lavit": Known("language_model.layers", "<img><image></img>", "<image>", vision="vision.encoder.layers"),
     **dict.fromkeys(
         ("blip-2", "instructblip"),
         Known(_OPT, "", "<image>", language="language_model", vision="vision_model.encoder.layers"),
@@ -98,12 +103,18 @@ class Reference:
         self.model_type = model_type
         self._known = known(model_type)
         self.takes_images = self._known.mark is not None
-        if self.takes_images:
+        self._port = find_port(str(folder))
+        if self._port is not None:
+            # These are held against what the published code computes; here, runs of one sample against the engine's.
+            loaded = self._port.load(folder, ModelSection(name=str(folder), dtype=dtype))
+            self.model, self.processor = loaded.module.eval(), loaded.processor
+        elif self.takes_images:
             head, self.processor = hf.AutoModelForImageTextToText, hf.AutoProcessor.from_pretrained(folder)
         else:
             head = hf.AutoModelForMaskedLM if model_type in ENCODERS else hf.AutoModelForCausalLM
             self.processor = hf.AutoTokenizer.from_pretrained(folder)
-        self.model = head.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        if self._port is None:
+            self.model = head.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self._points: dict[int, NDArray[np.float32]] = {}
         self._patches: dict[int, NDArray[np.float32]] = {}
         blocks = list(self.model.get_submodule(self._known.blocks))
@@ -141,6 +152,9 @@ class Reference:
             turns = sample.messages or ({"role": "user", "content": [{"type": "text", "text": sample.prompt}]},)
             turns = [dict(turn) for turn in turns]
             turns[0]["content"] = [{"type": "image", "image": image} for image in images] + turns[0]["content"]
+            if self._port is not None:
+                text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                return self.processor(text=[text], images=[images] if images else None, return_tensors="pt")
             return self.processor.apply_chat_template(
                 turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
             )
@@ -167,6 +181,8 @@ class Reference:
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         self._points.clear()
         self._patches.clear()
+        if getattr(model, "chooses_image_tokens", False) and sample.images:
+            inputs = self._chosen(inputs)
         with torch.no_grad():
             outputs = model(**inputs, output_hidden_states=True)
         # BLIP-2 and its like return those of the vision side beside them.
@@ -204,6 +220,18 @@ class Reference:
             out["connector", "mean", 0] = out["connector", "image_mean", 0] = x.mean(axis=0)
             out["connector", "last", 0] = x[-1]
         return out
+
+    def _chosen(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with the places alone that the model fills."""
+        import torch
+
+        with torch.no_grad():
+            features, kept = self.model.choose(inputs["pixel_values"], inputs["noise"])
+        ids = inputs["input_ids"]
+        there = torch.ones_like(ids, dtype=torch.bool)
+        there[ids == self.model.config.image_token_id] = kept.flatten()
+        assert not there.all()
+        return {"input_ids": ids[there].unsqueeze(0), "image_features": features}
 
     def _image_positions(self, inputs: Any) -> NDArray[np.bool_]:
         ids = inputs["input_ids"][0].numpy()

@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +109,51 @@ def test_missing_images_are_counted_when_they_are_used(tmp_path: Path) -> None:
     coco = load_coco(annotations, images)
     (images / "000042.jpg").touch()
     assert coco.paths(coco.images[:1]) == [images / "000042.jpg"]
-    with pytest.raises(InputError, match=r"2 of 3 images are missing, the first is .*000007\.jpg"):
+    with pytest.raises(InputError, match=r"2 of 3 images are missing, the first is .*000007\.jpg.*zips/val2017\.zip"):
         coco.paths(coco.images)
+
+
+@pytest.mark.parametrize("name", ["train2014", "val2014", "train2017", "val2017"])
+def test_every_published_layout_is_read(tmp_path: Path, name: str) -> None:
+    prefix = f"COCO_{name}_" if name.endswith("2014") else ""
+    files = [f"{prefix}{i:012}.jpg" for i in (9, 25)]
+    (tmp_path / "coco" / name).mkdir(parents=True)
+    (tmp_path / "coco" / "annotations").mkdir()
+    for file in files:
+        (tmp_path / "coco" / name / file).touch()
+    listed = [{"id": i, "file_name": file} for i, file in zip((9, 25), files, strict=True)]
+    for other in ("train2017", name):
+        for kind, more in (("captions", {}), ("instances", {"categories": [{"id": 1, "name": "cat"}]})):
+            content = {
+                "images": listed if other == name else [{"id": 1, "file_name": "1.jpg"}],
+                "annotations": [],
+                **more,
+            }
+            (tmp_path / "coco/annotations" / f"{kind}_{other}.json").write_text(json.dumps(content))
+    coco = load_coco(tmp_path / "coco/annotations", tmp_path / "coco" / name)
+    assert coco.name == name
+    assert [path.name for path in coco.paths(coco.images)] == files
 
 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"captions": []}, r"captions_val2017\.json is not in COCO's format, it holds a list"),
-        ({"captions": {"images": IMAGES}}, r"captions_val2017\.json .* no list 'annotations'"),
+        ({"captions": []}, r"captions_val2017\.json is not in COCO's format: .* got `array`"),
+        ({"captions": {"images": IMAGES}}, r"captions_val2017\.json is not in COCO's format: .* `annotations`"),
         ({"captions": {"images": [], "annotations": []}}, "no images in"),
-        ({"captions": {**CAPTIONS, "images": [{"id": 1}]}}, r"'images' is malformed \(KeyError\('file_name'\)\)"),
-        ({"captions": {**CAPTIONS, "annotations": [{"id": 1, "image_id": 7}]}}, "'annotations' is malformed"),
-        ({"captions": {**CAPTIONS, "annotations": ["x"]}}, "'annotations' is malformed"),
+        ({"captions": {**CAPTIONS, "images": [{"id": 1}]}}, r"`file_name` - at `\$\.images\[0\]`"),
+        (
+            {"captions": {**CAPTIONS, "annotations": [{"id": 1, "image_id": 7}]}},
+            r"`caption` - at `\$\.annotations\[0\]`",
+        ),
+        ({"captions": {**CAPTIONS, "annotations": ["x"]}}, r"got `str` - at `\$\.annotations\[0\]`"),
         (
             {"captions": {**CAPTIONS, "annotations": [{"id": 1, "image_id": 8, "caption": "x"}]}},
             "annotates image 8, which it does not list",
         ),
         ({"instances": {**INSTANCES, "categories": INSTANCES["categories"][1:]}}, "annotates category 90"),
         ({"instances": {**INSTANCES, "categories": INSTANCES["categories"][:1] * 2}}, "two categories with one id"),
-        ({"instances": {k: v for k, v in INSTANCES.items() if k != "categories"}}, "no list 'categories'"),
+        ({"instances": {k: v for k, v in INSTANCES.items() if k != "categories"}}, "`categories`"),
     ],
 )
 def test_files_in_another_format_are_refused_by_name(tmp_path: Path, files: dict[str, Any], said: str) -> None:
@@ -140,3 +166,39 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     (annotations / "captions_val2017.json").write_text('{"images": [', encoding="utf-8")
     with pytest.raises(InputError, match=r"captions_val2017\.json cannot be read as JSON"):
         load_coco(annotations, images)
+
+
+def test_annotations_at_their_real_scale(tmp_path: Path) -> None:
+    """As many captions and objects to an image, and outlines as long, as in the published files."""
+    n_images, draw = 22_000, random.Random(0)
+    (tmp_path / "images").mkdir()
+    images = [{"id": 3 * i, "file_name": f"{i:012}.jpg", "width": 640, "height": 480} for i in range(n_images)]
+    captions = [
+        {"id": i, "image_id": 3 * (i % n_images), "caption": f"a  caption {i}\n of words"} for i in range(5 * n_images)
+    ]
+    outlines = [[[round(draw.uniform(0, 640), 2) for _ in range(60)]] for _ in range(50)]
+    objects = [
+        {
+            "id": i,
+            "image_id": 3 * draw.randrange(n_images),
+            "category_id": draw.randint(1, 80),
+            "segmentation": outlines[i % 50],
+            "area": 12.5,
+            "bbox": [0.5, 1.5, 2.5, 3.5],
+            "iscrowd": 0,
+        }
+        for i in range(7 * n_images)
+    ]
+    categories = [{"id": i, "name": f"thing {i}", "supercategory": "things"} for i in range(1, 81)]
+    (tmp_path / "captions_big.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (tmp_path / "instances_big.json").write_text(
+        json.dumps({"images": images, "annotations": objects, "categories": categories})
+    )
+    coco = load_coco(tmp_path, tmp_path / "images")
+    assert sum(map(len, coco.captions.values())) == 5 * n_images > 100_000
+    assert [caption.id for caption in coco.captions[3]] == [1 + k * n_images for k in range(5)]
+    assert coco.captions[3][0].text == "a caption 1 of words"
+    shown: dict[int, set[int]] = {}
+    for thing in objects:
+        shown.setdefault(thing["image_id"], set()).add(thing["category_id"])
+    assert {image: set(found) for image, found in coco.objects.items() if found} == shown

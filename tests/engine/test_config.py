@@ -29,6 +29,7 @@ name = "val2017"
 cue = true
 prompt = 1
 negatives = "random"
+balance = true
 limit = 100
 seed = 4
 prompt_format = "raw"
@@ -74,7 +75,9 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "name": "val2017",
         "cue": True,
         "prompt": 1,
+        "prompts_file": None,
         "negatives": "random",
+        "balance": True,
         "manifest": None,
         "image_folder": None,
         "prompts": None,
@@ -107,6 +110,21 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
     }
     assert ExtractConfig.load(str(path)) == config
     assert ExtractConfig.load(config) == config
+
+
+def test_one_task_or_several_with_cues_and_prompts() -> None:
+    section = {"annotations": "a", "images": "i"}
+    several = {"task": ["entailment"], "cue": [True, "asked"], "prompt": [0, 2]}
+    asked = ExtractConfig.load(MODEL | {"data": section | several}).data
+    assert asked is not None
+    assert (asked.task, asked.cue, asked.prompt) == (("entailment",), (True, "asked"), (0, 2))
+    assert ExtractConfig.load(MODEL | {"data": section | {"task": "recognition", "cue": "asked"}}).data
+    with pytest.raises(InputError, match=r"data: prompt says several, which a list of tasks is asked with"):
+        ExtractConfig.load(MODEL | {"data": section | {"task": "entailment", "prompt": "all"}})
+    with pytest.raises(InputError, match=r"data.cue: .*'asked'.*, got 'maybe'"):
+        ExtractConfig.load(MODEL | {"data": section | {"task": "entailment", "cue": "maybe"}})
+    with pytest.raises(InputError, match=r"data.prompt: .*greater than or equal to 0.*, got"):
+        ExtractConfig.load(MODEL | {"data": section | {"task": ["entailment"], "prompt": [-1]}})
 
 
 def test_what_is_left_out_has_a_default() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .tiny_parts import GROUPED, HIDDEN, IDS, LAYERS, SIZES, WINDOW, Made, train_tokenizer
+from .tiny_ports import PORT_WRITERS
 from .tiny_tiles import TILE_BUILDERS
 from .tiny_vision import VISION_BUILDERS
 
@@ -93,9 +94,11 @@ _TEXT_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def write_model(model_type: str, folder: Path, *, seed: int = 0) -> Path:
-    """Save a model of one family with its tokenizer or processor, as `save_pretrained` does."""
+    """Save a model of one family with its tokenizer or processor, as `save_pretrained` does, or as it was published."""
     import torch
 
+    if model_type in PORT_WRITERS:
+        return PORT_WRITERS[model_type](folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = _BUILDERS[model_type](model_type)
@@ -109,7 +112,7 @@ def write_model(model_type: str, folder: Path, *, seed: int = 0) -> Path:
 
 def families() -> set[str]:
     """Model types that can be made."""
-    return set(_BUILDERS)
+    return {*_BUILDERS, *PORT_WRITERS}
 
 
 def _text(model_type: str) -> Made:

@@ -48,6 +48,10 @@ class SampledImages:
     n_patches: int
     seed: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the store's log records."""
+        return self.squares.to_dict() | {"class": type(self).__name__, "seed": self.seed}
+
     def __call__(self, images: Sequence[Image], **options: Any) -> dict[str, Any]:
         """Prepare images.
 
