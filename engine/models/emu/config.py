@@ -59,8 +59,8 @@ class EmuConfig(ImageTextConfig):
     ----------
     former_config
         A `T5Config`, of the decoder that makes an image's vectors of its patches.
-    lora_scale
-        What LoRA's product is multiplied with where it is added.
+    lora_alpha, lora_rank
+        LoRA's product is multiplied with their quotient where it is added.
     lora_targets
         Names of the projections of a block that it is added to.
     special_tokens
@@ -70,7 +70,8 @@ class EmuConfig(ImageTextConfig):
     model_type = "emu"
 
     former_config: Any = None
-    lora_scale: float = 1.0
+    lora_alpha: float = 16
+    lora_rank: int = 16
     lora_targets: Any = ()
     special_tokens: Any = None
 
@@ -144,7 +145,8 @@ def _make(
             initializer_range=0.02,
         ),
         former_config=T5Config(**former, is_decoder=True, is_encoder_decoder=False, use_cache=False, dropout_rate=0.0),
-        lora_scale=lora["lora_alpha"] / lora["r"],
+        lora_alpha=lora["lora_alpha"],
+        lora_rank=int(lora["r"]),
         lora_targets=lora["target_modules"],
         special_tokens=special,
         image_token_id=special["<image>"],

@@ -102,7 +102,7 @@ def fill_model(model: ImageTextModel, weights: Weights) -> None:
     own, keys = "language_model.", weights.language
     for name in ("embed_tokens", "norm"):
         fill(f"{own}{name}.weight", f"{keys}{name}.weight")
-    merged = partial(merge, config.lora_scale)
+    merged = partial(merge, config.lora_alpha, config.lora_rank)
     for i in range(config.text_config.num_hidden_layers):
         block, its = f"{own}layers.{i}.", f"{keys}layers.{i}."
         for name in _NORMS:

@@ -63,9 +63,18 @@ class Weights:
         return (base, *next((pair for pair in pairs if any(name in self.tensors for name in pair)), pairs[0]))
 
 
-def merge(scale: float, base: torch.Tensor, *lora: torch.Tensor) -> torch.Tensor:
-    """``W + scale · B A``, added in float32; Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021)."""
+def merge(alpha: float, rank: int, base: torch.Tensor, *lora: torch.Tensor) -> torch.Tensor:
+    """``W + alpha / rank · B A``, added in float32; Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*
+    (2021).
+
+    Raises
+    ------
+    IndexError
+        If A is of another rank.
+    """
     if not lora:
         return base
     a, b = lora
-    return base.float() + scale * (b.float() @ a.float())
+    if len(a) != rank:
+        raise IndexError
+    return base.float() + alpha / rank * (b.float() @ a.float())
