@@ -152,7 +152,16 @@ def test_lora_is_added_at_its_scale(folder: Path) -> None:
         torch.testing.assert_close(found[own].double(), wanted, rtol=0, atol=1e-6)
 
 
-def test_lora_without_its_other_half_or_in_another_place_is_refused(folder: Path) -> None:
+def test_lora_of_another_rank_than_the_configuration_says_is_refused(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    content["lora_config"]["r"] += 1
+    (folder / "config.json").write_text(json.dumps(content))
+    shutil.copy(FOLDER / "Emu-instruct.pt", folder)
+    with pytest.raises(ModelError, match=r"has another shape than the configuration says: .*lora_A\.default\.weight"):
+        load_model(section(folder))
+
+
+def test_lora_where_the_configuration_puts_none_is_refused(folder: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     content["lora_config"]["target_modules"] = content["lora_config"]["target_modules"][1:]
     (folder / "config.json").write_text(json.dumps(content))
