@@ -126,7 +126,9 @@ def test_golden_rows_one_by_one(golden: Golden, variant: str) -> None:
 def test_golden_greedy_tokens(golden: Golden, variant: str) -> None:
     for case in (case for case in cases(golden, variant) if f"{case}.greedy_tokens" in golden.inputs):
         wanted, pixels, first = golden.inputs[f"{case}.greedy_tokens"], pixels_of(golden, case), 0
-        model, _, head = loaded(variant)
+        model, processor, head = loaded(variant)
+        # What is said begins with a token that the model is not given.
+        assert wanted[:, 0].tolist() == [processor.tokenizer.bos_token_id] * len(wanted)
         for row, valid in enumerate(golden.inputs[f"{case}.attention_mask"].bool()):
             ids = golden.inputs[f"{case}.input_ids"][row, valid].unsqueeze(0)
             n_images = int((ids == model.config.image_token_id).sum()) // model.config.tokens_per_image
@@ -192,6 +194,8 @@ def test_golden_prompts_become_the_golden_ids(golden: Golden, variant: str, sour
 def test_special_tokens_in_a_text_are_these_and_take_the_spaces_around_them_away(
     variant: str, source: str, tmp_path: Path
 ) -> None:
+    if not (FOLDER / source).is_file():
+        pytest.skip(f"there is no {source}")
     (tmp_path / source).write_bytes((FOLDER / source).read_bytes())
     config = loaded(variant)[0].config
     tokenizer = read_processor(tmp_path, config).tokenizer
