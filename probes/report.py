@@ -155,8 +155,7 @@ def _section(results: Results, labels: str, charts: list[dict[str, Any]]) -> dic
         ],
     }
     if rows.loc[rows["target"] != "all", "target"].nunique() > 1:
-        best = results.summary()
-        for line in _records(best[best["labels"] == labels].drop_duplicates(["model", "store"])):
+        for line in _records(results.summary(labels=labels).drop_duplicates(["model", "store"])):
             of = " · ".join(str(line[column]) for column in ("store", "site", "tokens", "solver"))
             section["heatmaps"].append((of, _add(charts, heatmap(results, line))))
     return section
@@ -182,7 +181,8 @@ def _transfers(results: Results, leading: pd.DataFrame, charts: list[dict[str, A
 
 
 def _add(charts: list[dict[str, Any]], chart: Any) -> int:
-    spec = chart.to_dict()
+    # Checking a chart against the language's schema takes longer than drawing it; tests do so.
+    spec = chart.to_dict(validate=False)
     # The schema's address would be the only link of the data, and the page names the language itself.
     del spec["$schema"]
     charts.append(spec)
