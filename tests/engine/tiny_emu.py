@@ -12,25 +12,25 @@ from .tiny_parts import HIDDEN, IMAGE_SIZE, LAYERS, PATCH, WORDS
 _WIDTH, _HEADS, _FORMER, _QUERIES, _RANK = 24, 3, 16, 5, 2
 _VISION_LAYERS, _FORMER_LAYERS, _MLP, _FORMER_MLP, _KEY, _FORMER_HEADS = 2, 2, 48, 20, 6, 2
 _RATIO = 4.3637
-_SPECIAL = ("[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]")
-_LANGUAGE = "decoder.lm.base_model.model."
+_KINDS = {"instruct": ("decoder.lm.base_model.model.", 6), "pretrain": ("decoder.lm.", 4)}
+"""Kind -> where its language model is, and how many special tokens it has."""
 
 
-def write_emu(folder: Path) -> Path:
-    """Save the instruction-tuned kind, LoRA apart, with its configuration and tokenizer."""
+def write_emu(folder: Path, kinds: tuple[str, ...] = ("instruct",)) -> Path:
+    """Save the instruction-tuned kind, LoRA apart, or others, with their configuration and tokenizer."""
     import torch
 
     folder.mkdir(parents=True)
     n_pieces = _write_tokenizer(folder / "tokenizer.model")
     (folder / "config.json").write_text(json.dumps(_configuration(n_pieces)))
-    draw = torch.Generator().manual_seed(0)
-    state = {}
-    for name, shape in _shapes(n_pieces + len(_SPECIAL)):
-        # Norms' gains are near 1, matrices keep about the length of what they are given.
-        gain = "norm" in name and name.endswith("weight")
-        spread = 0.1 if len(shape) == 1 else 1.0 if "embed" in name else shape[-1] ** -0.5
-        state[name] = torch.randn(shape, generator=draw) * spread + gain
-    torch.save(state, folder / "Emu-instruct.pt")
+    for seed, kind in enumerate(kinds):
+        draw, state = torch.Generator().manual_seed(seed), {}
+        for name, shape in _shapes(kind, n_pieces):
+            # Norms' gains are near 1, matrices keep about the length of what they are given.
+            gain = "norm" in name and name.endswith("weight")
+            spread = 0.1 if len(shape) == 1 else 1.0 if "embed" in name else shape[-1] ** -0.5
+            state[name] = torch.randn(shape, generator=draw) * spread + gain
+        torch.save(state, folder / f"Emu-{kind}.pt")
     return folder
 
 
@@ -85,8 +85,9 @@ def _configuration(n_pieces: int) -> dict[str, object]:
     }
 
 
-def _shapes(n_rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(kind: str, n_pieces: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Published names, and the shapes that the sizes give."""
+    language, n_special = _KINDS[kind]
 
     def normed(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from ((f"{name}.{kind}", (width,)) for kind in ("weight", "bias"))
@@ -121,16 +122,17 @@ def _shapes(n_rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "cformer.cformer.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, _FORMER_HEADS)
     yield "cformer.cformer.final_layer_norm.weight", (_FORMER,)
     yield from linear("cformer.projection", HIDDEN, _FORMER)
-    yield f"{_LANGUAGE}model.embed_tokens.weight", (n_rows, HIDDEN)
+    yield f"{language}model.embed_tokens.weight", (n_pieces + n_special, HIDDEN)
     for i in range(LAYERS):
-        block = f"{_LANGUAGE}model.layers.{i}."
+        block = f"{language}model.layers.{i}."
         for name in "qkvo":
             projection = f"{block}self_attn.{name}_proj."
             yield f"{projection}weight", (HIDDEN, HIDDEN)
-            yield f"{projection}lora_A.default.weight", (_RANK, HIDDEN)
-            yield f"{projection}lora_B.default.weight", (HIDDEN, _RANK)
+            if kind == "instruct":
+                yield f"{projection}lora_A.default.weight", (_RANK, HIDDEN)
+                yield f"{projection}lora_B.default.weight", (HIDDEN, _RANK)
         for name, shape in (("gate", (_MLP, HIDDEN)), ("up", (_MLP, HIDDEN)), ("down", (HIDDEN, _MLP))):
             yield f"{block}mlp.{name}_proj.weight", shape
         yield from ((f"{block}{norm}.weight", (HIDDEN,)) for norm in ("input_layernorm", "post_attention_layernorm"))
-    yield f"{_LANGUAGE}model.norm.weight", (HIDDEN,)
-    yield f"{_LANGUAGE}lm_head.weight", (n_rows, HIDDEN)
+    yield f"{language}model.norm.weight", (HIDDEN,)
+    yield f"{language}lm_head.weight", (n_pieces + n_special, HIDDEN)
