@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the models of ours, in the layout that was published: the golden ones, with tokenizers."""
+"""Tiny checkpoints of the models of ours, in the layout that was published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .tiny_emu import write_emu
 from .tiny_parts import WORDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -50,11 +51,6 @@ def _qwen_vl(folder: Path) -> Path:
     return folder
 
 
-def _emu(folder: Path) -> Path:
-    shutil.copytree(GOLDEN / "emu", folder, ignore=shutil.ignore_patterns("Emu-pretrain.pt"))
-    return folder
-
-
 def _lavit(folder: Path) -> Path:
     import json
 
@@ -65,4 +61,4 @@ def _lavit(folder: Path) -> Path:
     return folder
 
 
-PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": _qwen_vl, "emu": _emu, "lavit": _lavit}
+PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": _qwen_vl, "emu": write_emu, "lavit": _lavit}
