@@ -19,6 +19,7 @@ _NO_GRID: Mapping[str, str] = {
     "kosmos-2": _QUERIES,
     "blip-2": _QUERIES,
     "instructblip": _QUERIES,
+    "emu": _QUERIES,
     "llava_next": _TILES,
     "llava_onevision": _TILES,
     "llama4": _TILES,

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the models of ours, in the layout that was published: golden or random ones, with tokenizers."""
+"""Tiny checkpoints of the models of ours, in the layout that was published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .tiny_emu import write_emu
 from .tiny_lavit import START, write_lavit
 from .tiny_parts import WORDS
 
@@ -51,11 +52,6 @@ def _qwen_vl(folder: Path) -> Path:
     return folder
 
 
-def _emu(folder: Path) -> Path:
-    shutil.copytree(GOLDEN / "emu", folder, ignore=shutil.ignore_patterns("Emu-pretrain.pt"))
-    return folder
-
-
 def _lavit(folder: Path) -> Path:
     write_lavit(folder)
     tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": START - 1}, START - 1, llama=True)
@@ -63,4 +59,4 @@ def _lavit(folder: Path) -> Path:
     return folder
 
 
-PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": _qwen_vl, "emu": _emu, "lavit": _lavit}
+PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": _qwen_vl, "emu": write_emu, "lavit": _lavit}
