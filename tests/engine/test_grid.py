@@ -135,7 +135,6 @@ def test_a_cell_of_a_picture_is_marked_whole(load: Callable[[str], Model], tmp_p
         ("llama4", "tiles of the picture"),
         ("mllama", "from outside of its sequence"),
         ("qwen_vl", "learned queries"),
-        ("emu", "learned queries"),
         ("lavit", "other patches of every picture"),
         ("llama", "it takes text only"),
     ],

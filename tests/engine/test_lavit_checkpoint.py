@@ -19,7 +19,7 @@ from sonde.engine.model import Model, load_model
 from sonde.engine.models.checkpoint import find_files, read_tensors
 from sonde.errors import ModelError
 
-from ..tiny_lavit import write_shards
+from .tiny_lavit import write_shards
 
 EVA, ENCODER = "visual_tokenizer/eva_vitg_psz14.bin", "visual_tokenizer/tokenizer_encoder.bin"
 LATER, SHARD = "language_model/visual_weight.bin", "language_model/pytorch_model-00002-of-00003.bin"

@@ -22,10 +22,10 @@ from sonde.engine.session import Session
 from sonde.errors import InputError, ModelError
 from sonde.store import Store
 
-from ..runs import configuration, contents, prompt, values
-from ..test_sharing import packs_of
-from ..tiny_parts import WORDS
-from .golden import GOLDEN, listening
+from .models.golden import GOLDEN, listening
+from .runs import configuration, contents, prompt, values
+from .test_sharing import packs_of
+from .tiny_parts import WORDS
 
 TEXT_SITES = ("embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "z", "k", "v", "final_norm")
 SITES = (*TEXT_SITES, "vision/resid_post", "connector")
