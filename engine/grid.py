@@ -23,6 +23,9 @@ _NO_GRID: Mapping[str, str] = {
     "llava_next": _TILES,
     "llava_onevision": _TILES,
     "llama4": _TILES,
+    "qwen_vl": _QUERIES,
+    "emu": _QUERIES,
+    "lavit": "it keeps other patches of every picture",
     "mllama": "it attends to the image from outside of its sequence",
 }
 # One square image is one run of tokens, row by row.

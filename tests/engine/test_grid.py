@@ -134,6 +134,9 @@ def test_a_cell_of_a_picture_is_marked_whole(load: Callable[[str], Model], tmp_p
         ("llava_next", "tiles of the picture"),
         ("llama4", "tiles of the picture"),
         ("mllama", "from outside of its sequence"),
+        ("qwen_vl", "learned queries"),
+        ("emu", "learned queries"),
+        ("lavit", "other patches of every picture"),
         ("llama", "it takes text only"),
     ],
 )

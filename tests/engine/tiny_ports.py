@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .tiny_emu import write_emu
+from .tiny_lavit import START, write_lavit
 from .tiny_parts import WORDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -52,11 +53,8 @@ def _qwen_vl(folder: Path) -> Path:
 
 
 def _lavit(folder: Path) -> Path:
-    import json
-
-    shutil.copytree(GOLDEN / "lavit", folder)
-    start = json.loads((folder / "config.json").read_text())["image_start_id"]
-    tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": start - 1}, start - 1, llama=True)
+    write_lavit(folder)
+    tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": START - 1}, START - 1, llama=True)
     tokenizer.save(str(folder / "language_model/tokenizer.json"))
     return folder
 
