@@ -116,7 +116,7 @@ def _page(results: Results, summary: pd.DataFrame, findings: Findings | None) ->
         models=[_shown(model) for model in models],
         random=[_shown(model) for model in random],
         claims=[_headline(results, line, leading) for line in _records(leading)] if findings is None else [],
-        sentences=[] if findings is None else sentences(findings),
+        said=None if findings is None else sentences(findings),
         facts=_facts(results),
         sections=sections,
         cues=None if findings is None or findings.cues.empty else _add(charts, cue_chart(_of_peaks(findings))),

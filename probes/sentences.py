@@ -14,15 +14,15 @@ from .plot import METRIC_NAMES
 Row = Mapping[str, Any]
 
 
-def sentences(findings: Findings) -> list[str]:
-    """Say what was found: peaks, what cues change, and how far prompts and models agree."""
+def sentences(findings: Findings) -> dict[str, list[str]]:
+    """Say what was found: the ``peaks``, what ``cues`` change, how far ``prompts`` and ``models`` agree."""
     cues = () if findings.cues.empty else findings.cues.groupby(["model", "task", "cue"], sort=False)
-    return [
-        *map(_peak, _records(findings.peaks)),
-        *(_cue(rows, findings.peaks) for _, rows in cues),
-        *map(_prompts, _records(findings.prompts)),
-        *map(_models, _records(findings.models)),
-    ]
+    return {
+        "peaks": [_peak(row) for row in _records(findings.peaks)],
+        "cues": [_cue(rows, findings.peaks) for _, rows in cues],
+        "prompts": [_prompts(row) for row in _records(findings.prompts)],
+        "models": [_models(row) for row in _records(findings.models)],
+    }
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

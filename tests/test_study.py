@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,16 @@ def test_one_task_alone_is_no_study(folder: Path) -> None:
     )
     with pytest.raises(InputError, match="give a study a list of them"):
         run_study(config)
+
+
+@pytest.mark.parametrize("name", ["study.toml", "study-modern.toml"])
+def test_the_studies_that_ship_are_whole_and_their_budget_is_the_scripts(name: str) -> None:
+    examples = Path(__file__).parents[1] / "examples"
+    config = StudyConfig.load(examples / name)
+    for model in config.models:
+        assert config.extraction(model).run.out == str(config.study.out / f"{model.label}.zarr")
+    script = [sys.executable, "study_budget.py"]
+    told = subprocess.run(script, cwd=examples, capture_output=True, text=True, check=True).stdout.splitlines()
+    written = [line.removeprefix("#").split() for line in (examples / name).read_text().splitlines()]
+    for model in told[2:6] if name == "study.toml" else told[7:]:
+        assert model.split() in written

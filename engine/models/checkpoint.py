@@ -104,12 +104,16 @@ class Filling:
         Of the checkpoint, under its names.
     checkpoint
         What errors call it.
+    once
+        Whether each tensor is needed once: it is then taken out of ``tensors``, so that files that cannot be mapped
+        into memory do not stay there beside the module.
     """
 
-    def __init__(self, module: Any, tensors: dict[str, torch.Tensor], checkpoint: str) -> None:
+    def __init__(self, module: Any, tensors: dict[str, torch.Tensor], checkpoint: str, *, once: bool = False) -> None:
         self._parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
         self._tensors = tensors
         self._checkpoint = checkpoint
+        self._once = once
         self._open = set(self._parameters)
         self._used: set[str] = set()
         self._missing: list[str] = []
@@ -135,7 +139,8 @@ class Filling:
         if missing:
             self._missing += missing
             return
-        parameter, sources = self._parameters[own], [self._tensors[key] for key in keys]
+        take = self._tensors.pop if self._once else self._tensors.__getitem__
+        parameter, sources = self._parameters[own], [take(key) for key in keys]
         try:
             made = make(*sources) if make else sources[0]
         except (RuntimeError, IndexError):

@@ -142,8 +142,9 @@ def test_models_are_compared_by_their_curves_and_by_what_they_say(answers: list[
 
 
 def test_every_finding_is_a_sentence_with_its_figures(findings: Findings) -> None:
-    said = sentences(findings)
-    assert len(said) == 4 + 2 + 4 + 2
+    by_kind = sentences(findings)
+    assert {name: len(of_one) for name, of_one in by_kind.items()} == {"peaks": 4, "cues": 2, "prompts": 4, "models": 2}
+    said = [sentence for of_one in by_kind.values() for sentence in of_one]
     peak = re.compile(
         r"^(near|far): holding( with cue)? peaks at layer \d+ of 10 \(accuracy \d+\.\d; resid_post, last\)"
         r"(, which is the top layer|; the top layer is \d+\.\d points (lower|higher)|; the top layer is \d+\.\d points "
@@ -159,7 +160,7 @@ def test_every_finding_is_a_sentence_with_its_figures(findings: Findings) -> Non
 
 def test_the_report_of_a_study_says_and_draws_them(answers: list[Answer], findings: Findings, tmp_path: Path) -> None:
     page = write_report([answer.results for answer in answers], tmp_path / "study.html", findings).read_text("utf-8")
-    for sentence in sentences(findings):
+    for sentence in (sentence for of_one in sentences(findings).values() for sentence in of_one):
         # Jinja writes an apostrophe as an entity.
         assert sentence.replace("'", "&#39;") in page
     assert "What cues change" in page
