@@ -29,12 +29,14 @@ def find_files(folder: Path) -> list[Path]:
         index, whole = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
         if index.is_file():
             try:
-                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                if any(Path(name).name != name for name in names):
+                    raise ValueError("it names files that are not beside it")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(
                     f"the checkpoint's index {index} cannot be read ({error!r}): fetch it again"
                 ) from error
-            return [folder / name for name in sorted(set(places))]
+            return [folder / name for name in names]
         if whole.is_file():
             return [whole]
     raise ModelError(

@@ -10,6 +10,7 @@ from typing import Any
 from .tiny_emu import write_emu
 from .tiny_lavit import START, write_lavit
 from .tiny_parts import WORDS
+from .tiny_qwen_vl import write_qwen_vl
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -42,7 +43,8 @@ def _train(begin: tuple[str, ...], special: Mapping[str, int], most: int, *, lla
     return tokenizer
 
 
-def _qwen_vl(folder: Path) -> Path:
+def copy_golden_qwen_vl(folder: Path) -> Path:
+    """The golden checkpoint, which has no tokenizer, with one that has its ids."""
     import json
 
     shutil.copytree(GOLDEN / "qwen-vl", folder)
@@ -59,4 +61,4 @@ def _lavit(folder: Path) -> Path:
     return folder
 
 
-PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": _qwen_vl, "emu": write_emu, "lavit": _lavit}
+PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": write_qwen_vl, "emu": write_emu, "lavit": _lavit}
