@@ -12,6 +12,8 @@ from sonde.errors import ModelError
 if TYPE_CHECKING:
     from sonde.engine.config import ModelSection
 
+_WEIGHTS = ["*.bin", "*.pt", "*.safetensors"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
@@ -74,7 +76,12 @@ class Port:
 
         patterns = [*self.files, *self._weights(section)]
         try:
-            found = snapshot_download(section.name, revision=section.revision, allow_patterns=patterns)
+            found = snapshot_download(
+                section.name,
+                revision=section.revision,
+                allow_patterns=patterns,
+                ignore_patterns=_WEIGHTS if section.weights == "random" else None,
+            )
             return Path(found)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")

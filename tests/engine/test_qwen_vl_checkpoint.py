@@ -81,6 +81,25 @@ def test_a_published_folder_and_its_names_are_found(whole: Path, tmp_path: Path)
         assert find_port(str(tmp_path)) is None
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_the_hub_is_asked_for_what_is_read(weights: Any, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    published = [path.name for path in whole.iterdir()]
+    fetched: list[str] = []
+
+    def fetch(name: str, *, revision: str | None, **patterns: Any) -> str:
+        assert (name, revision) == ("Qwen/Qwen-VL", "main")
+        others = ["README.md", "SimSun.ttf", "modeling_qwen.py"]
+        fetched.extend(filter_repo_objects([*published, "generation_config.json", *others], **patterns))
+        return str(whole)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    load_model(section(Path("Qwen/Qwen-VL"), weights=weights, revision="main"))
+    shards = {path.name for path in find_files(whole)} if weights == "random" else set()
+    assert {*fetched} == {*published, "generation_config.json"} - shards
+
+
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[State], None]:
     """Fills a golden model with other tensors than its files'."""
