@@ -100,6 +100,7 @@ def measure(session: Session, batches: Sequence[Sequence[Pack]]) -> tuple[float,
     """
     import torch
 
+    session.start()
     cuda = session.model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(session.model.device)
@@ -137,6 +138,8 @@ def find_token_budget(dataset: Dataset, session: Session) -> int:
     import torch
 
     default = default_token_budget(session.model)
+    if not session.calibrated:
+        return default
     some = np.linspace(0, len(dataset) - 1, min(_SAMPLED, len(dataset))).astype(int).tolist()
     lengths = [sample.length for sample in _encode(some, dataset, session)]
     if not lengths:

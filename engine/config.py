@@ -25,9 +25,15 @@ class ModelSection(Section):
     name: str = Field(description="hub id, or folder of a checkpoint")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    backend: Literal["transformers"] = "transformers"
-    attention: str | None = Field(None, description="attention kernel of transformers: sdpa, eager, flash_attention_2")
+    backend: Literal["transformers", "vllm"] = Field("transformers", description="what runs the model")
+    attention: str | None = Field(
+        None, description="attention kernel of transformers: sdpa, eager, flash_attention_2; or of vLLM: FLASH_ATTN, …"
+    )
     device: str | None = Field(None, description="torch device; the first GPU where there is one, else the CPU")
+    tensor_parallel: int | None = Field(None, ge=1, description="GPUs that one model is parted among; of vLLM")
+    memory: float | None = Field(
+        None, gt=0, le=1, description="share of a GPU's memory that vLLM takes; 0.8 if left out"
+    )
     weights: Literal["pretrained", "random"] = Field("pretrained", description="random: benchmarks and controls")
     seed: int = Field(0, description="of random weights, and of visual tokens that are sampled")
     checkpoint: str | None = Field(None, description="which of a folder's checkpoint files, where it has several")
@@ -35,6 +41,14 @@ class ModelSection(Section):
         "sample", description="how a model that chooses its visual tokens does: LaVIT samples them, as published"
     )
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _of_backend(self) -> ModelSection:
+        foreign = ("tensor_parallel", "memory") if self.backend == "transformers" else ("checkpoint",)
+        for setting in foreign:
+            if getattr(self, setting) is not None:
+                raise ValueError(f"{setting} is not for the backend {self.backend!r}: leave it out")
+        return self
 
 
 class DataSection(Section):

@@ -67,7 +67,7 @@ class CopyOut:
 
         parts = {("reduced", site): x.to(self._dtype) for site, x in states.reduced.items()}
         parts |= {("kept", site): x.to(self._dtype) for site, x in states.kept.items()}
-        if not self._cuda:
+        if not self._cuda or all(x.device.type == "cpu" for x in parts.values()):
             return Arriving(self, parts, None, None)
         joined = torch.cat([x.reshape(-1) for x in parts.values()])
         slot = self._slots.get()

@@ -104,6 +104,10 @@ class Encoder:
         """Id that fills positions behind a sample's end."""
         return int(self._tokenizer.pad_token_id or 0)
 
+    def limit(self, max_length: int) -> None:
+        """Take no prompts of more tokens than this."""
+        self._max_length = min(max_length, self._max_length or max_length)
+
     def __call__(self, row: int, sample: Sample) -> Encoded:
         """Prepare one sample.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +41,23 @@ class Model:
         Its stack of blocks.
     provenance
         What the store records: name, revision, class, dtype, attention kernel, weights and their fingerprint.
+    runs_on
+        Device of what runs in the module's place, where its own parameters are nowhere.
+    longest
+        Most tokens that this takes, where that is less than the model has positions for.
     """
 
     module: Any
     processor: Any
     blocks: Blocks
     provenance: Mapping[str, Any]
+    runs_on: torch.device | None = None
+    longest: int | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self.module.device
+        device: torch.device = self.runs_on or self.module.device
         return device
 
     @property
@@ -69,7 +75,7 @@ class Model:
         """Most tokens that the model and its tokenizer have positions for, where they say so."""
         positions = count_positions(self.module)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return min(filter(None, (positions, tokenizer.model_max_length)), default=None)
+        return min(filter(None, (positions, tokenizer.model_max_length, self.longest)), default=None)
 
     @property
     def image_token_id(self) -> int | None:
@@ -92,7 +98,7 @@ def load_model(section: ModelSection) -> Model:
     """
     device = _device(section.device)
     port = find_port(section.name)
-    loaded = port.load(port.folder(section), section) if port else _load_native(section)
+    loaded = port.load(port.folder(section), section) if port else load_native(section)
     module = loaded.module.eval().requires_grad_(False).to(device)
     blocks = find_blocks(module)
     provenance = {
@@ -104,19 +110,25 @@ def load_model(section: ModelSection) -> Model:
         "dtype": section.dtype,
         "attention": getattr(module.config, "_attn_implementation", None),
         "weights": section.weights,
-        "fingerprint": fingerprint(module),
+        "fingerprint": fingerprint(module.named_parameters()),
         **loaded.facts,
     }
     return Model(module, loaded.processor, blocks, provenance)
 
 
-def _load_native(section: ModelSection) -> Loaded:
-    """Load a model that transformers knows."""
+def load_native(section: ModelSection) -> Loaded:
+    """Load a model that transformers knows.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, or weights are missing from its checkpoint.
+    """
     import torch
     import transformers
     from safetensors import SafetensorError
 
-    where = _checked_name(section.name)
+    where = checked_name(section.name)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():
@@ -162,12 +174,12 @@ def quiet() -> Iterator[None]:
             reports.enable_progress_bar()
 
 
-def fingerprint(module: Any) -> str:
+def fingerprint(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Digest of a model's parameters: names, shapes and up to 1,024 evenly spaced values of each."""
     import torch
 
     digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
+    for name, parameter in sorted(parameters, key=lambda named: named[0]):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 1024)][:1024]
@@ -175,7 +187,8 @@ def fingerprint(module: Any) -> str:
     return digest.hexdigest()
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """Return the path of a model's folder, or a name on the hub as it is; ModelError if it is neither."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -107,6 +107,7 @@ class Run:
         progress.token_budget = self._token_budget
         if not ranges:
             return
+        self._session.start(self._token_budget)
         clock = time.perf_counter()
         work = work_of(
             ranges,
@@ -130,6 +131,10 @@ class Run:
                     self._say(clock, keeper)
             keeper.settle()
             self._say(clock, keeper)
+
+    def close(self) -> None:
+        """Let go of what runs the batches."""
+        self._session.close()
 
     def _say(self, clock: float, keeper: Keeper) -> None:
         self.progress.nbytes, self.progress.ranges = keeper.nbytes, keeper.timings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from .widths import some_tokens, widths
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Session:
+class Session(ABC):
     """What runs batches.
 
     Attributes
@@ -34,8 +35,6 @@ class Session:
         Prepares samples.
     collate
         Joins them into batches.
-    recorder
-        Its hooks are on the model until :meth:`close`.
     widths
         Length of a vector by site.
     sharing
@@ -48,13 +47,12 @@ class Session:
     capture: Capture
     encoder: Encoder
     collate: Collator
-    recorder: Recorder
     widths: Mapping[str, int]
     sharing: Sharing | None
     sharing_note: str
 
-    @classmethod
-    def open(cls, config: ExtractConfig) -> Session:
+    @staticmethod
+    def open(config: ExtractConfig) -> Session:
         """Load the model of a configuration.
 
         Raises
@@ -64,6 +62,52 @@ class Session:
         ModelError
             If the model cannot be loaded.
         """
+        if config.model.backend == "vllm":
+            from .vllm.session import VllmSession
+
+            return VllmSession.prepare(config)
+        return TransformersSession.load(config)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether batches of different sizes may be run to find the best one."""
+        return True
+
+    def start(self, token_budget: int | None = None) -> None:  # noqa: B027
+        """Make ready to run batches of at most so many padded tokens, where opening has not."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> tuple[States, Batch]:
+        """Run one batch.
+
+        Returns
+        -------
+        states
+            What is kept of it, where the model runs.
+        batch
+            The one that ran, on the host: without the image positions that a model chose to leave out.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what was made to run batches."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TransformersSession(Session):
+    """A model of transformers, or one of ours, in this process.
+
+    Attributes
+    ----------
+    recorder
+        Its hooks are on the model until :meth:`close`.
+    """
+
+    recorder: Recorder
+
+    @classmethod
+    def load(cls, config: ExtractConfig) -> TransformersSession:
+        """Load the model of a configuration; errors as of `Session.open`."""
         model = load_model(config.model)
         vision = find_vision_blocks(model.module)
         wanted, data = config.capture, config.data or DataSection()
@@ -79,22 +123,14 @@ class Session:
             capture, encoder.pad_token_id, causal, find_rope(model.module), pinned=model.device.type == "cuda"
         )
         recorder = Recorder(model.module, model.blocks, capture, vision, some_tokens(model), told)
-        return cls(model, capture, encoder, collate, recorder, found, told, note)
+        return cls(model, capture, encoder, collate, found, told, note, recorder)
 
     def close(self) -> None:
         """Take the hooks off the model."""
         self.recorder.close()
 
     def run(self, batch: Batch) -> tuple[States, Batch]:
-        """Run one batch.
-
-        Returns
-        -------
-        states
-            What is kept of it, on the model's device.
-        batch
-            The one that ran, on the host: without the image positions that a model chose to leave out.
-        """
+        """Run one batch."""
         import torch
 
         device, dtype = self.model.device, self.model.module.dtype

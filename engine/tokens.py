@@ -144,18 +144,34 @@ class Selection:
         kept
             ``[token, hidden]`` of all samples end to end, where positions are kept one by one.
         """
+        return self.read(hidden.flatten(0, 1).__getitem__, lambda: hidden)
+
+    def read(
+        self, rows: Callable[[torch.Tensor], torch.Tensor], whole: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take the same of states that lie elsewhere, and of these no more than is needed.
+
+        Parameters
+        ----------
+        rows
+            Gives the states ``[..., hidden]`` at positions ``[...]`` counted through all sequences, as copies.
+        whole
+            Gives all of them, ``[sequence, position, hidden]``; what it has at padding does not matter if it is finite.
+        """
         import torch
 
-        flat = hidden.flatten(0, 1)
-        parts = [flat[self.index]]
-        if self.averages.shape[1]:
-            averages = torch.bmm(self.weights, hidden.float()).flatten(0, 1)
-            parts = [parts[0].float(), averages[self.averages]]
-        if self.largest is not None:
-            own = hidden[self.sequence].masked_fill(~self.largest.unsqueeze(-1), -torch.inf)
-            parts.append(own.amax(dim=1, keepdim=True).to(parts[0].dtype))
+        parts = [rows(self.index)]
+        averaged = self.averages.shape[1] > 0
+        if averaged or self.largest is not None:
+            hidden = whole()
+            if averaged:
+                averages = torch.bmm(self.weights, hidden.float()).flatten(0, 1)
+                parts = [parts[0].float(), averages[self.averages]]
+            if self.largest is not None:
+                own = hidden[self.sequence].masked_fill(~self.largest.unsqueeze(-1), -torch.inf)
+                parts.append(own.amax(dim=1, keepdim=True).to(parts[0].dtype))
         reduced = torch.cat(parts, dim=1).index_select(1, self.order)
-        return reduced, None if self.kept is None else flat.index_select(0, self.kept)
+        return reduced, None if self.kept is None else rows(self.kept)
 
 
 def ragged_masks(tokens: tuple[str, ...], layout: Layout) -> dict[str, torch.Tensor]:
