@@ -66,6 +66,8 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "trust_remote_code": True,
         "checkpoint": "a.pt",
         "visual_tokens": "argmax",
+        "tensor_parallel": None,
+        "memory": None,
     }
     assert config.data is not None
     assert config.data.model_dump() == {
