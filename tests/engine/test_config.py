@@ -77,6 +77,7 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "name": "val2017",
         "cue": True,
         "prompt": 1,
+        "asked_per_image": 2,
         "prompts_file": None,
         "negatives": "random",
         "balance": True,
