@@ -51,11 +51,14 @@ class Batch:
         return int(self.layout.valid.sum())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The same with what the model is given on its device, floats in its dtype; the layout stays where it is."""
+        """The same with what the model is given on its device, floats in its dtype; the layout stays where it is.
+
+        Noise stays in float32, in which what it is added to is computed (LaVIT).
+        """
         return replace(
             self,
             inputs={
-                name: x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
+                name: x.to(device, dtype if x.is_floating_point() and name != "noise" else None, non_blocking=True)
                 for name, x in self.inputs.items()
             },
             selections={name: selection.to(device) for name, selection in self.selections.items()},

@@ -9,11 +9,13 @@ from sonde.errors import ModelError
 
 from .batches import Batch, select
 from .capture import CONNECTOR, Capture
-from .selectors import needs_image
+from .selectors import index_of, needs_image
 from .tokens import Layout
 
 if TYPE_CHECKING:
     import torch
+
+_REMEDY = "leave the sample out, or choose another model.seed or model.visual_tokens"
 
 
 def leave_out(batch: Batch, kept: torch.Tensor, image_token_id: int, capture: Capture) -> Batch:
@@ -38,7 +40,7 @@ def leave_out(batch: Batch, kept: torch.Tensor, image_token_id: int, capture: Ca
     Raises
     ------
     ModelError
-        If a sample has no place left, and its image's vectors are wanted.
+        If a sample has no place left, and its image's vectors are wanted, or no position that is wanted by its number.
     """
     import torch
 
@@ -59,7 +61,7 @@ def leave_out(batch: Batch, kept: torch.Tensor, image_token_id: int, capture: Ca
 
     marks = {name: of_samples(mask) for name, mask in layout.marks.items()}
     narrowed = Layout(of_samples(layout.valid), of_samples(layout.image), layout.sequence, layout.n_sequences, marks)
-    _check_images(batch, narrowed, capture)
+    _check_positions(batch, narrowed, capture)
     prefixed = batch.prefixed
     if prefixed is not None:
         # Images are in the prefix, or the sample stands alone: all that follows moves up by the gaps before it.
@@ -75,12 +77,23 @@ def leave_out(batch: Batch, kept: torch.Tensor, image_token_id: int, capture: Ca
     return replace(batch, inputs=along, layout=narrowed, selections=select(capture, narrowed), prefixed=prefixed)
 
 
-def _check_images(batch: Batch, narrowed: Layout, capture: Capture) -> None:
-    wanted = CONNECTOR in capture.sites or any(map(needs_image, capture.tokens))
-    emptied = batch.layout.image.any(dim=1) & ~narrowed.image.any(dim=1)
-    if wanted and emptied.any():
+def _check_positions(batch: Batch, narrowed: Layout, capture: Capture) -> None:
+    connector = CONNECTOR in capture.sites
+    left = narrowed.image.sum(dim=1)
+    emptied = batch.layout.image.any(dim=1) & (left == 0)
+    if (connector or any(map(needs_image, capture.tokens))) and emptied.any():
         row = int(batch.rows[emptied][0])
         raise ModelError(
-            f"the model keeps no visual token of the image of row {row}, whose vectors are wanted: leave the sample "
-            "out, or choose another model.seed or model.visual_tokens"
+            f"the model keeps no visual token of the image of row {row}, whose vectors are wanted: {_REMEDY}"
         )
+    there = left if connector else narrowed.valid.sum(dim=1)
+    for tokens in capture.tokens:
+        n = index_of(tokens)
+        beyond = there <= n if n is not None and n >= 0 else there < -(n or 0)
+        if n is not None and beyond.any():
+            row, number = int(batch.rows[beyond][0]), int(there[beyond][0])
+            of_image = " at the site connector" if connector else ""
+            raise ModelError(
+                f"tokens {tokens}: row {row} has {number} positions{of_image} without the visual tokens that the model "
+                f"leaves out: {_REMEDY}"
+            )

@@ -13,7 +13,6 @@ import msgspec
 from sonde.errors import InputError
 
 _SOURCE = "COCO's annotations are at https://cocodataset.org/#download"
-_ZIPS = "http://images.cocodataset.org/zips"
 _PUBLISHED = ("train2014", "val2014", "train2017", "val2017")
 
 
@@ -96,10 +95,9 @@ class Coco:
         paths = [self.path(image) for image in images]
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            known = f"; they are at {_ZIPS}/{self.name}.zip" if self.name in _PUBLISHED else ""
             raise InputError(
                 f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}: "
-                f"give the folder of the images of {self.name!r}{known}"
+                f"give the folder of the images of {self.name!r}{_images_at(self.name)}"
             )
         return paths
 
@@ -124,9 +122,10 @@ def load_coco(annotations_folder: str | Path, images_folder: str | Path, name: s
     """
     annotations, images = Path(annotations_folder).absolute(), Path(images_folder).absolute()
     if not annotations.is_dir():
-        raise InputError(f"no annotations folder {annotations}: {_SOURCE}")
+        raise InputError(f"no annotations folder {annotations}: {_annotations_at(name or images.name)}")
     if not images.is_dir():
-        raise InputError(f"no images folder {images}: give the folder that holds the image files")
+        where = _images_at(name or images.name)
+        raise InputError(f"no images folder {images}: give the folder that holds the image files{where}")
     name = _choose(annotations, name, images.name)
     captions_path, instances_path = _pair(annotations, name)
     captions_file, instances_file = _read(captions_path, _Captions), _read(instances_path, _Instances)
@@ -152,6 +151,19 @@ def load_coco(annotations_folder: str | Path, images_folder: str | Path, name: s
     )
 
 
+def _annotations_at(name: str) -> str:
+    """Where annotations are to be had."""
+    if name not in _PUBLISHED:
+        return _SOURCE
+    return (
+        f"{_SOURCE}, those of {name} in http://images.cocodataset.org/annotations/annotations_trainval{name[-4:]}.zip"
+    )
+
+
+def _images_at(name: str) -> str:
+    return f"; they are at http://images.cocodataset.org/zips/{name}.zip" if name in _PUBLISHED else ""
+
+
 def _pair(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"captions_{name}.json", folder / f"instances_{name}.json"
 
@@ -173,7 +185,7 @@ def _choose(folder: Path, name: str | None, images_name: str) -> str:
     wanted = name if name is not None else (halves or ["<name>"])[0]
     missing = next(path for path in _pair(folder, wanted) if not path.is_file())
     there = f" (there are annotations of {', '.join(pairs)})" if pairs else ""
-    raise InputError(f"no file {missing.name} in {folder}{there}: {_SOURCE}")
+    raise InputError(f"no file {missing.name} in {folder}{there}: {_annotations_at(wanted)}")
 
 
 _KINDS = ("captions_", "instances_")

@@ -63,6 +63,9 @@ class DataSection(Section):
     cue: Cue | tuple[Cue, ...] | Literal["both"] = Field(
         False, description='name all categories in the prompt; "asked": one, and ask whether it is there'
     )
+    asked_per_image: int = Field(
+        2, ge=2, multiple_of=2, description='categories that an image is asked for one at a time, with the cue "asked"'
+    )
     prompt: Index | tuple[Index, ...] | Literal["all"] = Field(0, description="which paraphrases of the task's prompt")
     prompts_file: Path | None = Field(None, description="TOML file of the user's own prompts")
     negatives: Literal["swap", "random", "shared-category", "nearest"] = Field(

@@ -51,10 +51,13 @@ def load_dataset(section: DataSection | None, samples: Dataset | Sequence[Sample
             prompts=_several(section.prompt, "all", None),
             negatives=section.negatives,
             file=section.prompts_file,
+            asked_per_image=section.asked_per_image,
             **common,
         )
     if section.task == "entailment":
         common["negatives"] = section.negatives
+    else:
+        common["asked_per_image"] = section.asked_per_image
     return tasks.build(
         section.task, coco, cue=section.cue, prompt=section.prompt, prompts=section.prompts_file, **common
     )

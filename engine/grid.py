@@ -19,9 +19,12 @@ _NO_GRID: Mapping[str, str] = {
     "kosmos-2": _QUERIES,
     "blip-2": _QUERIES,
     "instructblip": _QUERIES,
+    "emu": _QUERIES,
     "llava_next": _TILES,
     "llava_onevision": _TILES,
     "llama4": _TILES,
+    "qwen_vl": _QUERIES,
+    "lavit": "it keeps other patches of every picture",
     "mllama": "it attends to the image from outside of its sequence",
 }
 # One square image is one run of tokens, row by row.

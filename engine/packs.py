@@ -14,8 +14,10 @@ from .sharing import Sharing
 _LEAST_PREFIX = 32
 _LEAST_SAVING = 0.1
 # Every position of a sequence is multiplied with every other, masked or not: sequences do not grow far beyond their
-# prefix, or beyond a length at which that is cheap beside the rest of a block.
+# prefix, or beyond a length at which that is cheap beside the rest of a block. Behind an image, which each sequence
+# sees anew, they may grow until it is a quarter of the rest.
 _CHEAP_LENGTH = 1024
+_DEAR_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +66,8 @@ def plan_packs(samples: Sequence[Encoded], sharing: Sharing | None, token_budget
         prefix = _common_prefix(group) if sharing else 0
         if prefix > max(_LEAST_PREFIX * (not group[0].other), *(sample.last_image for sample in group)):
             assert sharing is not None
-            longest = min(token_budget, max(2 * prefix, _CHEAP_LENGTH), sharing.longest or token_budget)
+            dear = int(_DEAR_SHARE * 6 * sharing.hidden_size) if group[0].other else 0
+            longest = min(token_budget, max(2 * prefix, _CHEAP_LENGTH, dear), sharing.longest or token_budget)
             shared = _fill(group, prefix, longest)
             apart = sum(_cost(sample.length, sample.length / 2, sharing) for sample in group)
             together = sum(_cost(pack.length, pack.length, sharing) for pack in shared)

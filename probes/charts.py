@@ -18,7 +18,7 @@ def curve_chart(results: Results, labels: str, metric: str) -> Any:
     test = results.curves(labels, metric)
     test = test[test["split"] == "test"].sort_values("layer", kind="stable")
     test = test.assign(curve=curve_names(test))
-    marks = test.merge(results.summary(metric), on=[*CURVE, "metric"], suffixes=("", "_paired"))
+    marks = test.merge(results.summary(metric, labels), on=[*CURVE, "metric"], suffixes=("", "_paired"))
     best, top = marks[marks["layer"] == marks["best_layer"]], marks[marks["layer"] == marks["top_layer"]]
     columns = ["curve", "layer", "value", "low", "high", "n_test"]
     name = METRIC_NAMES.get(metric, metric)

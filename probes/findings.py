@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _DEPTHS = 33
 _YES = 0.5
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """What one model's layers answered to one question.
 
@@ -50,7 +51,7 @@ class Answer:
         """Model, task and cue."""
         return {"model": self.model, "task": self.task, "cue": self.cue}
 
-    @property
+    @cached_property
     def peak(self) -> Mapping[str, Any]:
         """The line of `Results.summary` whose best layer has the best cross-validated score."""
         return {str(name): value for name, value in self.results.summary().iloc[0].items()}

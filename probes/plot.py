@@ -35,6 +35,8 @@ METRIC_NAMES: Mapping[str, str] = {
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), less the yellow that fades on white."""
 
+# Inches that a curve adds to a legend of two columns, where there are more than few.
+_LEGEND_ROW, _FEW_CURVES = 0.12, 6
 _STYLES = ("-", "--", "-.", ":")
 _DETAIL = ("model", "store", "site", "tokens", "solver")
 
@@ -56,7 +58,7 @@ class Scores(Protocol):
         """Rows of the whole of one labels and metric."""
         ...
 
-    def summary(self, metric: str | None = None) -> pd.DataFrame:
+    def summary(self, metric: str | None = None, labels: str | None = None) -> pd.DataFrame:
         """Best against top layer, one row per curve."""
         ...
 
@@ -66,8 +68,13 @@ class Scores(Protocol):
 
 
 def curve_names(curves: pd.DataFrame) -> "pd.Series[str]":
-    """Name the curve of each row by what differs between the curves, or by site and tokens if there is only one."""
+    """Name the curve of each row by what differs between the curves, or by site and tokens if there is only one.
+
+    Stores that tell the models apart stand for them: the folder of a model is a long name.
+    """
     differing = [column for column in _DETAIL if curves[column].nunique() > 1] or ["site", "tokens"]
+    if {"model", "store"} <= set(differing) and curves.groupby("store")["model"].nunique().max() == 1:
+        differing.remove("model")
     return curves[differing].agg(" · ".join, axis=1)
 
 
@@ -111,7 +118,7 @@ def plot_curves(
         ax = Figure(figsize=(6.4, 4.0), layout="constrained").add_subplot()
     test = rows[rows["split"] == "test"].sort_values("layer", kind="stable")
     test = test.assign(curve=curve_names(test))
-    summary = results.summary(metric)
+    summary = results.summary(metric, name)
     for i, (curve, points) in enumerate(test.groupby("curve", sort=False)):
         _draw_curve(ax, points, str(curve), PALETTE[i % len(PALETTE)], _STYLES[i // len(PALETTE) % len(_STYLES)])
         _mark_layers(ax, points, summary, PALETTE[i % len(PALETTE)])
@@ -134,7 +141,10 @@ def curves_figure(results: Scores) -> "Figure":
     from matplotlib.figure import Figure
 
     names = list(results.rows["labels"].unique())
-    figure = Figure(figsize=(7.2, 4.0 * len(names)), layout="constrained", dpi=150)
+    # Of many curves the legend takes as much room as what they are drawn in.
+    n_curves = int(results.summary().groupby("labels").size().max())
+    height = 4.0 + _LEGEND_ROW * max(0, n_curves - _FEW_CURVES)
+    figure = Figure(figsize=(7.2, height * len(names)), layout="constrained", dpi=150)
     for i, name in enumerate(names):
         plot_curves(results, name, ax=figure.add_subplot(len(names), 1, i + 1))
     return figure

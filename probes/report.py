@@ -116,7 +116,7 @@ def _page(results: Results, summary: pd.DataFrame, findings: Findings | None) ->
         models=[_shown(model) for model in models],
         random=[_shown(model) for model in random],
         claims=[_headline(results, line, leading) for line in _records(leading)] if findings is None else [],
-        sentences=[] if findings is None else sentences(findings),
+        said=None if findings is None else sentences(findings),
         facts=_facts(results),
         sections=sections,
         cues=None if findings is None or findings.cues.empty else _add(charts, cue_chart(_of_peaks(findings))),
@@ -155,8 +155,7 @@ def _section(results: Results, labels: str, charts: list[dict[str, Any]]) -> dic
         ],
     }
     if rows.loc[rows["target"] != "all", "target"].nunique() > 1:
-        best = results.summary()
-        for line in _records(best[best["labels"] == labels].drop_duplicates(["model", "store"])):
+        for line in _records(results.summary(labels=labels).drop_duplicates(["model", "store"])):
             of = " · ".join(str(line[column]) for column in ("store", "site", "tokens", "solver"))
             section["heatmaps"].append((of, _add(charts, heatmap(results, line))))
     return section
@@ -182,7 +181,8 @@ def _transfers(results: Results, leading: pd.DataFrame, charts: list[dict[str, A
 
 
 def _add(charts: list[dict[str, Any]], chart: Any) -> int:
-    spec = chart.to_dict()
+    # Checking a chart against the language's schema takes longer than drawing it; tests do so.
+    spec = chart.to_dict(validate=False)
     # The schema's address would be the only link of the data, and the page names the language itself.
     del spec["$schema"]
     charts.append(spec)

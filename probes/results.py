@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,16 +189,23 @@ class Results:
                 raise InputError(f"the results hold no bootstrap draws of layer {one}: run `sonde probe` again")
         return paired_difference(test[layer], test[other], pair[0], pair[1])
 
-    def summary(self, metric: str | None = None) -> pd.DataFrame:
+    def summary(self, metric: str | None = None, labels: str | None = None) -> pd.DataFrame:
         """Tabulate best layer against top layer, one row per curve, best curves of each labels first.
 
         Columns: those of `CURVE`, ``metric`` (the primary one unless given), ``cv_value``, ``best_layer``, ``best``,
         ``best_low``, ``best_high``, the same for ``top``, then ``difference``, ``low``, ``high`` (NaN without a
         comparison), ``baseline`` and ``text_baseline``, all on the test rows. Curves without cross-validation are left
-        out.
+        out, and those of other labels if these are named.
         """
-        wanted = self.rows["labels"].map({name: metric or self.primary(name) for name in self.rows["labels"].unique()})
-        rows = self.rows[(self.rows["target"] == "all") & (self.rows["metric"] == wanted)]
+        rows = self.rows[self.rows["target"] == "all"]
+        rows = rows if labels is None else rows[rows["labels"] == labels]
+        rows = rows[
+            rows["metric"] == rows["labels"].map({n: metric or self.primary(n) for n in rows["labels"].unique()})
+        ]
+        intervals = self._intervals(set(rows["metric"]))
+        constant = rows[rows["solver"].isin(BASELINES) & (rows["split"] == "test")]
+        columns = ("labels", "model", "store", "solver", "value")
+        baselines = {tuple(key): value for *key, value in zip(*(constant[name] for name in columns), strict=True)}
         lines: list[dict[str, Any]] = []
         for key, curve in rows[~rows["solver"].isin(BASELINES)].groupby(list(CURVE), sort=False):
             if not (curve["split"] == "cv").any():
@@ -209,15 +216,20 @@ class Results:
             for name, row in (("best", best), ("top", top)):
                 line |= {f"{name}_layer": row["layer"], name: row["value"]}
                 line |= {f"{name}_low": row["low"], f"{name}_high": row["high"]}
-            line |= {"difference": best["value"] - top["value"], "low": np.nan, "high": np.nan}
-            compared = {column: best[column] for column in (*CURVE, "metric")}
-            compared |= {"best_layer": best["layer"], "other_layer": top["layer"]}
-            for _, pair in self.comparisons[_mask(self.comparisons, compared)].iterrows():
-                line |= pair[["low", "high"]].to_dict()
-            asked = (line["labels"], line["metric"], line["model"], line["store"])
-            lines.append(line | {"baseline": self.baseline(*asked), "text_baseline": self.baseline(*asked, TEXT)})
+            compared = (*key, best["metric"], best["layer"], top["layer"])
+            low, high = intervals.get(compared, (np.nan, np.nan))
+            line |= {"difference": best["value"] - top["value"], "low": low, "high": high}
+            for name, kind in (("baseline", MAJORITY), ("text_baseline", TEXT)):
+                line[name] = baselines.get((line["labels"], line["model"], line["store"], kind), np.nan)
+            lines.append(line)
         order = sorted(range(len(lines)), key=lambda i: _order(lines, i))
         return pd.DataFrame([lines[i] for i in order])
+
+    def _intervals(self, metrics: Set[str]) -> dict[tuple[Any, ...], tuple[float, float]]:
+        """(Curve, metric, best layer, other layer) -> ends of the interval of their difference."""
+        rows = self.comparisons[self.comparisons["metric"].isin(list(metrics))]
+        columns = (*CURVE, "metric", "best_layer", "other_layer", "low", "high")
+        return {tuple(key): (low, high) for *key, low, high in zip(*(rows[name] for name in columns), strict=True)}
 
     def baselines(self, kind: str = MAJORITY) -> pd.DataFrame:
         """Take the test rows of a baseline, the majority or ``text``, for the whole ("all") of each labels."""

@@ -14,15 +14,15 @@ from .plot import METRIC_NAMES
 Row = Mapping[str, Any]
 
 
-def sentences(findings: Findings) -> list[str]:
-    """Say what was found: peaks, what cues change, and how far prompts and models agree."""
+def sentences(findings: Findings) -> dict[str, list[str]]:
+    """Say what was found: the ``peaks``, what ``cues`` change, how far ``prompts`` and ``models`` agree."""
     cues = () if findings.cues.empty else findings.cues.groupby(["model", "task", "cue"], sort=False)
-    return [
-        *map(_peak, _records(findings.peaks)),
-        *(_cue(rows, findings.peaks) for _, rows in cues),
-        *map(_prompts, _records(findings.prompts)),
-        *map(_models, _records(findings.models)),
-    ]
+    return {
+        "peaks": [_peak(row) for row in _records(findings.peaks)],
+        "cues": [_cue(rows, findings.peaks) for _, rows in cues],
+        "prompts": [_prompts(row) for row in _records(findings.prompts)],
+        "models": [_models(row) for row in _records(findings.models)],
+    }
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -37,6 +37,8 @@ def _peak(row: Row) -> str:
     )
     if row["best_layer"] == row["top_layer"]:
         return f"{text}, which is the top layer."
+    if row["difference"] == 0:
+        return f"{text}; the top layer scores the same."
     direction = "lower" if row["difference"] >= 0 else "higher"
     unclear = ", no clear difference" if row["low"] <= 0 <= row["high"] else ""
     return f"{text}; the top layer is {_amount(row['difference'], row)} {direction}{unclear}."
@@ -48,6 +50,9 @@ def _cue(rows: pd.DataFrame, peaks: pd.DataFrame) -> str:
     peak = next(row for row in _records(peaks) if without.items() <= row.items())
     curve = rows[(rows["site"] == peak["site"]) & (rows["tokens"] == peak["tokens"])].set_index("layer")
     here, largest = peak["best_layer"], int(curve["difference"].abs().idxmax())
+    if not curve[["difference", "low", "high"]].any(axis=None):
+        where = f"{peak['site']}, {peak['tokens']}"
+        return f"{first['model']}: {first['cue']} changes nothing about {first['task']} ({where})."
     return (
         f"{first['model']}: {first['cue']} changes {first['task']} by {_signed(curve.loc[here])} at layer {here}, the "
         f"best without it, and most at layer {largest}, by {_signed(curve.loc[largest])}."
@@ -80,7 +85,8 @@ def _number(value: float) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:.1f}".replace("-", "−")
+    # Adding zero takes the sign off a negative zero.
+    return f"{round(100 * value, 1) + 0:.1f}".replace("-", "−")
 
 
 def _amount(value: float, row: Row) -> str:
@@ -92,6 +98,8 @@ def _amount(value: float, row: Row) -> str:
 
 
 def _signed(row: Row) -> str:
+    if row["difference"] == row["low"] == row["high"] == 0:
+        return "nothing"
     plus = "+" if row["difference"] >= 0 else "−"
     ends = "" if np.isnan([row["low"], row["high"]]).any() else f" [{_points(row['low'])}, {_points(row['high'])}]"
     return f"{plus}{_points(abs(row['difference']))} points{ends}"

@@ -137,6 +137,17 @@ def test_extraction_is_put_beside_the_bare_forward_pass(gpu: list[dict[str, Any]
 
 
 @pytest.mark.slow
+def test_annotations_are_read_beside_a_parser_and_the_bytes_alone(tmp_path: Path) -> None:
+    summary = summary_of("coco", tmp_path)
+    rows = {row["what"]: row for row in summary["results"]}
+    drawn = {f"1000 pairs, {negatives}" for negatives in ("swap", "random", "shared-category", "nearest")}
+    assert rows.keys() == {"bytes", "json", "sonde", "order, balance", "weights, asked"} | drawn
+    assert all(row["seconds"] > 0 and row["MB"] >= 0 for row in rows.values())
+    [promise] = summary["owed"]
+    assert promise["value"] == rows["sonde"]["seconds"]
+    assert promise["holds"]
+
+
 def test_probes_on_a_gpu_are_at_their_optimum(gpu: list[dict[str, Any]]) -> None:
     fits = [row for row in gpu if "residual" in row]
     assert {row["stage"] for row in fits} == {"ridge", "logistic"}

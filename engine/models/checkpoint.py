@@ -29,12 +29,14 @@ def find_files(folder: Path) -> list[Path]:
         index, whole = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
         if index.is_file():
             try:
-                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                if any(Path(name).name != name for name in names):
+                    raise ValueError("it names files that are not beside it")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(
                     f"the checkpoint's index {index} cannot be read ({error!r}): fetch it again"
                 ) from error
-            return [folder / name for name in sorted(set(places))]
+            return [folder / name for name in names]
         if whole.is_file():
             return [whole]
     raise ModelError(
@@ -102,12 +104,16 @@ class Filling:
         Of the checkpoint, under its names.
     checkpoint
         What errors call it.
+    once
+        Whether each tensor is needed once: it is then taken out of ``tensors``, so that files that cannot be mapped
+        into memory do not stay there beside the module.
     """
 
-    def __init__(self, module: Any, tensors: dict[str, torch.Tensor], checkpoint: str) -> None:
+    def __init__(self, module: Any, tensors: dict[str, torch.Tensor], checkpoint: str, *, once: bool = False) -> None:
         self._parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
         self._tensors = tensors
         self._checkpoint = checkpoint
+        self._once = once
         self._open = set(self._parameters)
         self._used: set[str] = set()
         self._missing: list[str] = []
@@ -133,7 +139,8 @@ class Filling:
         if missing:
             self._missing += missing
             return
-        parameter, sources = self._parameters[own], [self._tensors[key] for key in keys]
+        take = self._tensors.pop if self._once else self._tensors.__getitem__
+        parameter, sources = self._parameters[own], [take(key) for key in keys]
         try:
             made = make(*sources) if make else sources[0]
         except (RuntimeError, IndexError):

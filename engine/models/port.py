@@ -12,6 +12,8 @@ from sonde.errors import ModelError
 if TYPE_CHECKING:
     from sonde.engine.config import ModelSection
 
+_WEIGHTS = ["*.bin", "*.pt", "*.safetensors"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
@@ -65,16 +67,21 @@ class Port:
         Raises
         ------
         ModelError
-            If it cannot be fetched.
+            If it cannot be fetched, or has several checkpoints and none is chosen.
         """
         folder = Path(section.name).expanduser()
         if folder.is_dir():
             return folder
         from huggingface_hub import snapshot_download
 
-        chosen = (section.checkpoint,) if section.checkpoint else self.checkpoints
+        patterns = [*self.files, *self._weights(section)]
         try:
-            found = snapshot_download(section.name, revision=section.revision, allow_patterns=[*self.files, *chosen])
+            found = snapshot_download(
+                section.name,
+                revision=section.revision,
+                allow_patterns=patterns,
+                ignore_patterns=_WEIGHTS if section.weights == "random" else None,
+            )
             return Path(found)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -82,3 +89,16 @@ class Port:
                 f"cannot fetch the model {section.name!r}: {reason}; give a hub id that can be reached, or the folder "
                 "of its files"
             ) from error
+
+    def _weights(self, section: ModelSection) -> tuple[str, ...]:
+        """Which checkpoints are fetched: they are too large to fetch more than one, or any for random weights."""
+        if section.weights == "random":
+            return ()
+        if section.checkpoint is not None:
+            return (section.checkpoint,)
+        if len(self.checkpoints) > 1:
+            raise ModelError(
+                f"{section.name!r} has several checkpoints: choose one by model.checkpoint, such as "
+                f"{self.checkpoints[0]!r}"
+            )
+        return self.checkpoints

@@ -26,9 +26,10 @@ def drawn(coco: Coco, seed: int, *, balance: bool = False) -> Iterator[CocoImage
 
 
 def _balanced(coco: Coco, images: Sequence[CocoImage]) -> Iterator[CocoImage]:
-    waiting = {
-        category.id: [i for i in images if category.id in coco.objects[i.id]][::-1] for category in coco.categories
-    }
+    waiting: dict[int, list[CocoImage]] = {category.id: [] for category in coco.categories}
+    for image in reversed(images):
+        for shown in coco.objects[image.id]:
+            waiting[shown].append(image)
     seen = dict.fromkeys(waiting, 0)
     # Of categories seen as often the one with fewest images comes first.
     queue = [(0, len(stack), category) for category, stack in waiting.items()]

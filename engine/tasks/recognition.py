@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from sonde.engine.coco import Coco, CocoCategory, CocoImage
+from sonde.engine.coco import Coco, CocoImage
 from sonde.engine.sample import Dataset, Sample
 from sonde.errors import InputError
 
+from .asked import Asked
 from .drawing import drawn
 from .prompts import ASKED, fill, load_prompt
 
@@ -29,16 +28,18 @@ def recognition(
     prompt: int = 0,
     balance: bool = False,
     prompts: Path | None = None,
+    asked_per_image: int = 2,
 ) -> Dataset:
-    """One sample per image, with the names of the categories present as its label; or two that ask for one category.
+    """One sample per image, with the names of the categories present as its label; or some that each ask for one.
 
     The multi-label column ``objects`` holds the names in order of the categories' ids; the data set's classes are
     all categories in that order, so that 80 categories make 80 binary targets. With the cue each category's name is a
     span of the prompt by that name.
 
     With the cue ``"asked"`` each prompt names one category, ``asked`` says which (and is the span ``category``), and
-    ``present`` whether the image shows it: one that it shows and one that it does not. The latter are drawn as often
-    as the former of every category, so that the name alone does not tell. Images without objects are left out.
+    ``present`` whether the image shows it: of each image as many that it shows as that it does not, drawn so that the
+    name alone does not tell (see `Asked`). Images without objects are left out. The id is
+    ``<image>-<category>-<1 or 0>``, with the category's id in its file.
 
     Parameters
     ----------
@@ -56,6 +57,9 @@ def recognition(
         Whether images of rare categories are drawn first; see `drawn`.
     prompts
         A file of the user's own prompts; see `load_prompts`.
+    asked_per_image
+        How many categories each image is asked for, an even number. One that shows fewer than half of them is asked
+        for fewer.
 
     Raises
     ------
@@ -63,14 +67,15 @@ def recognition(
         If an option is out of range or an image file is missing.
     """
     template = load_prompt("recognition", cue=cue, index=prompt, file=prompts)
-    per_image = 2 if cue == ASKED else 1
+    per_image = _checked(asked_per_image) if cue == ASKED else 1
     if limit is not None and limit < per_image:
         raise InputError(f"limit {limit} leaves no samples: give {per_image} or more, or leave it out for all")
     n_images = None if limit is None else limit // per_image
     images = [image for image in draw_images(coco, n_images, seed, balance) if cue != ASKED or coco.objects[image.id]]
     if not images:
         raise InputError(f"no image of {coco.name!r} shows an object: there is nothing to ask for")
-    ask = asking(coco, cue, seed)
+    # Images that are no random part of all have prevalences of their own.
+    ask = asking(coco, cue, seed, asked_per_image, images if balance else None)
     return Dataset(
         samples=tuple(
             sample
@@ -99,9 +104,30 @@ def classes_of(coco: Coco, cue: bool | str) -> dict[str, tuple[str, ...]]:
     return {"asked" if cue == ASKED else "objects": tuple(category.name for category in coco.categories)}
 
 
-def asking(coco: Coco, cue: bool | str, seed: int) -> Asking:
-    """What makes the samples of an image for a cue."""
-    return _ask_for_one(coco, seed) if cue == ASKED else _ask_for_all(coco, bool(cue))
+def asking(
+    coco: Coco, cue: bool | str, seed: int, asked_per_image: int = 2, drawn_from: Sequence[CocoImage] | None = None
+) -> Asking:
+    """What makes the samples of an image for a cue.
+
+    Parameters
+    ----------
+    drawn_from
+        The images over which the name of an asked category alone is not to tell; None: all.
+
+    Raises
+    ------
+    InputError
+        If the number of categories to ask for is odd or none.
+    """
+    if cue != ASKED:
+        return _ask_for_all(coco, bool(cue))
+    return _ask_for_some(Asked(coco, _checked(asked_per_image), seed, drawn_from or coco.images))
+
+
+def _checked(asked_per_image: int) -> int:
+    if asked_per_image < 2 or asked_per_image % 2:
+        raise InputError(f"asked_per_image {asked_per_image} cannot be half present and half absent: give 2, 4, …")
+    return asked_per_image
 
 
 def _ask_for_all(coco: Coco, cue: bool) -> Asking:
@@ -127,26 +153,7 @@ def _ask_for_all(coco: Coco, cue: bool) -> Asking:
     return ask
 
 
-def _ask_for_one(coco: Coco, seed: int) -> Asking:
-    places = {category.id: place for place, category in enumerate(coco.categories)}
-    # How often each category is asked for where it is present: one of those of each image.
-    often = np.zeros(len(places))
-    for present in coco.objects.values():
-        for category in present:
-            often[places[category]] += 1 / len(present)
-
-    def draw(image: CocoImage) -> Iterator[tuple[CocoCategory, int]]:
-        there = [places[category] for category in coco.objects[image.id]]
-        if not there:
-            return
-        rng = random.Random(f"{seed}-asked-{image.id}")
-        yield coco.categories[rng.choice(there)], 1
-        weights = often.copy()
-        weights[there] = 0
-        if weights.any():
-            [absent] = rng.choices(range(len(weights)), weights.tolist())
-            yield coco.categories[absent], 0
-
+def _ask_for_some(draw: Asked) -> Asking:
     def ask(image: CocoImage, path: Path, template: str) -> Iterator[Sample]:
         for category, present in draw(image):
             text, where = fill(template, {"category": category.name})

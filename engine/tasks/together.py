@@ -27,6 +27,7 @@ def together(
     seed: int = 0,
     balance: bool = False,
     file: Path | None = None,
+    asked_per_image: int = 2,
 ) -> Dataset:
     """Ask all tasks, with all cues, in all paraphrases, about the same images.
 
@@ -52,6 +53,8 @@ def together(
         pair count.
     file
         A file of the user's own prompts; see `load_prompts`.
+    asked_per_image
+        As of `recognition`.
 
     Raises
     ------
@@ -81,7 +84,9 @@ def together(
     if not questions:
         raise InputError("the cue 'asked' is of recognition alone: add that to the tasks, or another cue")
     vocabulary = vocabulary_of(coco)
-    of_objects = {cue: asking(coco, cue, seed) for task, cue, _, _ in questions if task == "recognition"}
+    cues_of_objects = dict.fromkeys(cue for task, cue, _, _ in questions if task == "recognition")
+    among = images if balance else None
+    of_objects = {cue: asking(coco, cue, seed, asked_per_image, among) for cue in cues_of_objects}
 
     def ask(image: CocoImage, path: Path) -> Iterator[Sample]:
         for task, cue, number, template in questions:

@@ -63,7 +63,7 @@ class Study:
     @property
     def sentences(self) -> list[str]:
         """What was found, in words."""
-        return sentences(self.findings)
+        return [sentence for of_one in sentences(self.findings).values() for sentence in of_one]
 
 
 def run_study(

@@ -173,7 +173,7 @@ class Reference:
         import torch
 
         inputs = self.inputs(sample, chat=chat)
-        floats = {k: v.to(self.model.dtype) for k, v in inputs.items() if v.is_floating_point()}
+        floats = {k: v.to(self.model.dtype) for k, v in inputs.items() if v.is_floating_point() and k != "noise"}
         inputs = dict(inputs) | floats
         model = self.model
         if self._known.language and not sample.images:

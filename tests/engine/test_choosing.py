@@ -109,3 +109,22 @@ def test_a_sample_without_a_token_of_its_image_is_an_error_where_these_are_wante
     collate = Collator(of_text, pad_token_id=0, causal=True)
     batch = collate([Pack((encoded(3, 1, 2, [[True] * PLACES]),)), Pack((encoded(9, 1, 2, [[True] * PLACES]),))])
     assert leave_out(batch, kept, IMAGE, of_text).layout.image.sum(dim=1).tolist() == [PLACES, 0]
+
+
+@pytest.mark.parametrize(
+    ("sites", "tokens", "there"),
+    [
+        (("resid_post",), "index:6", "6 positions"),
+        (("resid_post",), "index:-7", "6 positions"),
+        (("connector",), "index:2", "2 positions at the site connector"),
+    ],
+)
+def test_a_position_that_only_places_left_out_had_is_an_error(sites: tuple[str, ...], tokens: str, there: str) -> None:
+    capture = Capture.plan(sites, (tokens,), "all", 2)
+    packs = [Pack((encoded(row, 1, 1, [[True] * PLACES]),)) for row in (3, 9)]
+    batch = Collator(capture, pad_token_id=0, causal=True)(packs)
+    few = torch.tensor([[True] * PLACES, [True] * 2 + [False] * (PLACES - 2)])
+    with pytest.raises(ModelError, match=f"tokens {tokens}: row 9 has {there} without the visual tokens"):
+        leave_out(batch, few, IMAGE, capture)
+    more = torch.tensor([[True] * PLACES, [True] * 3 + [False] * (PLACES - 3)])
+    assert leave_out(batch, more, IMAGE, capture).layout.valid.sum(dim=1).tolist() == [PLACES + 4, 7]

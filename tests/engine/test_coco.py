@@ -99,7 +99,13 @@ def test_missing_files_and_folders_are_named_with_where_they_come_from(tmp_path:
         load_coco(tmp_path, tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no file captions_<name>\.json .*cocodataset\.org"):
         load_coco(tmp_path, tmp_path)
+    with pytest.raises(InputError, match=r"no images folder .*train2014: .*/zips/train2014\.zip"):
+        load_coco(tmp_path, tmp_path / "train2014")
+    with pytest.raises(InputError, match=r"no annotations folder .*/annotations/annotations_trainval2014\.zip"):
+        load_coco(tmp_path / "nowhere", tmp_path / "train2014")
     annotations, images = write(tmp_path, instances=None)
+    with pytest.raises(InputError, match=r"no file instances_val2017\.json in .*/annotations_trainval2017\.zip"):
+        load_coco(annotations, images)
     with pytest.raises(InputError, match=r"no file instances_val2017\.json in .*cocodataset\.org"):
         load_coco(annotations, images)
 

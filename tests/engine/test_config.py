@@ -66,6 +66,8 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "trust_remote_code": True,
         "checkpoint": "a.pt",
         "visual_tokens": "argmax",
+        "tensor_parallel": None,
+        "memory": None,
     }
     assert config.data is not None
     assert config.data.model_dump() == {
@@ -75,6 +77,7 @@ def test_every_section_of_a_file_is_read(tmp_path: Path) -> None:
         "name": "val2017",
         "cue": True,
         "prompt": 1,
+        "asked_per_image": 2,
         "prompts_file": None,
         "negatives": "random",
         "balance": True,

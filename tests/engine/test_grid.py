@@ -130,9 +130,12 @@ def test_a_cell_of_a_picture_is_marked_whole(load: Callable[[str], Model], tmp_p
     [
         ("kosmos-2", "learned queries"),
         ("blip-2", "learned queries"),
+        ("emu", "learned queries"),
         ("llava_next", "tiles of the picture"),
         ("llama4", "tiles of the picture"),
         ("mllama", "from outside of its sequence"),
+        ("qwen_vl", "learned queries"),
+        ("lavit", "other patches of every picture"),
         ("llama", "it takes text only"),
     ],
 )

@@ -243,3 +243,24 @@ def encoded(row: int, ids: list[int]) -> Encoded:
 
     tensor = torch.tensor([ids])
     return Encoded(row, {"input_ids": tensor}, {}, torch.zeros(len(ids), dtype=torch.bool))
+
+
+def test_an_image_is_seen_once_where_the_model_is_large_beside_its_prompts() -> None:
+    import torch
+
+    pixels = {"pixel_values": torch.zeros(1, 3, 2, 2)}
+    ids = list(range(100, 200))
+
+    def asked(row: int) -> Encoded:
+        whole = torch.tensor([[*ids, *range(1000 * row + 1000, 1000 * row + 1100)]])
+        image = torch.zeros(200, dtype=torch.bool)
+        image[:90] = True
+        return Encoded(row, {"input_ids": whole}, pixels, image)
+
+    samples = [asked(row) for row in range(24)]
+    for hidden, n_packs in ((4096, 1), (512, 3)):
+        packs = plan_packs(samples, replace(ANY, hidden_size=hidden), 16384)
+        assert len(packs) == n_packs
+        assert {pack.prefix for pack in packs} == {100}
+    # No sequence is longer than the budget.
+    assert max(pack.length for pack in plan_packs(samples, replace(ANY, hidden_size=4096), 1100)) <= 1100

@@ -97,10 +97,10 @@ def write_model(model_type: str, folder: Path, *, seed: int = 0) -> Path:
     """Save a model of one family with its tokenizer or processor, as `save_pretrained` does, or as it was published."""
     import torch
 
-    if model_type in PORT_WRITERS:
-        return PORT_WRITERS[model_type](folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if model_type in PORT_WRITERS:
+            return PORT_WRITERS[model_type](folder)
         model, processor = _BUILDERS[model_type](model_type)
         for parameter in model.parameters():
             # Biases and norms of fresh models are 0 and 1: anything that drops one would go unseen.

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the models of ours, in the layout that was published: the golden ones, with tokenizers."""
+"""Tiny checkpoints of the models of ours, in the layout that was published."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .tiny_emu import write_emu
+from .tiny_lavit import START, write_lavit
 from .tiny_parts import WORDS
+from .tiny_qwen_vl import write_qwen_vl
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -40,7 +43,8 @@ def _train(begin: tuple[str, ...], special: Mapping[str, int], most: int, *, lla
     return tokenizer
 
 
-def _qwen_vl(folder: Path) -> Path:
+def copy_golden_qwen_vl(folder: Path) -> Path:
+    """The golden checkpoint, which has no tokenizer, with one that has its ids."""
     import json
 
     shutil.copytree(GOLDEN / "qwen-vl", folder)
@@ -50,19 +54,11 @@ def _qwen_vl(folder: Path) -> Path:
     return folder
 
 
-def _emu(folder: Path) -> Path:
-    shutil.copytree(GOLDEN / "emu", folder, ignore=shutil.ignore_patterns("Emu-pretrain.pt"))
-    return folder
-
-
 def _lavit(folder: Path) -> Path:
-    import json
-
-    shutil.copytree(GOLDEN / "lavit", folder)
-    start = json.loads((folder / "config.json").read_text())["image_start_id"]
-    tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": start - 1}, start - 1, llama=True)
+    write_lavit(folder)
+    tokenizer = _train(("<unk>", "<s>", "</s>"), {"<|last|>": START - 1}, START - 1, llama=True)
     tokenizer.save(str(folder / "language_model/tokenizer.json"))
     return folder
 
 
-PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": _qwen_vl, "emu": _emu, "lavit": _lavit}
+PORT_WRITERS: dict[str, Callable[[Path], Path]] = {"qwen_vl": write_qwen_vl, "emu": write_emu, "lavit": _lavit}

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from sonde.probes import Results, probe, write_report
+from sonde.probes.charts import cue_chart, curve_chart, heatmap, transfer_chart
 from sonde.probes.findings import NO_CUE, Answer, Findings
 from sonde.probes.sentences import sentences
 from sonde.store import Labels
@@ -141,8 +142,9 @@ def test_models_are_compared_by_their_curves_and_by_what_they_say(answers: list[
 
 
 def test_every_finding_is_a_sentence_with_its_figures(findings: Findings) -> None:
-    said = sentences(findings)
-    assert len(said) == 4 + 2 + 4 + 2
+    by_kind = sentences(findings)
+    assert {name: len(of_one) for name, of_one in by_kind.items()} == {"peaks": 4, "cues": 2, "prompts": 4, "models": 2}
+    said = [sentence for of_one in by_kind.values() for sentence in of_one]
     peak = re.compile(
         r"^(near|far): holding( with cue)? peaks at layer \d+ of 10 \(accuracy \d+\.\d; resid_post, last\)"
         r"(, which is the top layer|; the top layer is \d+\.\d points (lower|higher)|; the top layer is \d+\.\d points "
@@ -158,11 +160,22 @@ def test_every_finding_is_a_sentence_with_its_figures(findings: Findings) -> Non
 
 def test_the_report_of_a_study_says_and_draws_them(answers: list[Answer], findings: Findings, tmp_path: Path) -> None:
     page = write_report([answer.results for answer in answers], tmp_path / "study.html", findings).read_text("utf-8")
-    for sentence in sentences(findings):
+    for sentence in (sentence for of_one in sentences(findings).values() for sentence in of_one):
         # Jinja writes an apostrophe as an entity.
         assert sentence.replace("'", "&#39;") in page
     assert "What cues change" in page
     assert page.count("trained on prompt") >= len(answers)
+    alone_results = answers[0].results
+    line = alone_results.summary().iloc[0].to_dict()
+    matrix = alone_results.controls[alone_results.controls["control"] == "transfer"]
+    for chart in (
+        cue_chart(findings.cues),
+        transfer_chart(matrix, "accuracy"),
+        curve_chart(alone_results, line["labels"], "accuracy"),
+        heatmap(alone_results, line),
+    ):
+        # Checked against the schema of Vega-Lite, which writing a page leaves out.
+        assert chart.to_dict(validate=True)
     alone = write_report(answers[0].results, tmp_path / "alone.html").read_text("utf-8")
     assert "What cues change" not in alone
     assert "From prompt to prompt" in alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,12 @@ _CHECKPOINTS = (
 
 
 def _recognises(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (*_CHECKPOINTS, "Emu-14B.json"))
+    if any((folder / name).is_file() for name in (*_CHECKPOINTS, "Emu-14B.json")):
+        return True
+    try:
+        return "vladapter_cfg" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _load(folder: Path, section: ModelSection) -> Loaded:
@@ -33,10 +39,10 @@ def _load(folder: Path, section: ModelSection) -> Loaded:
     from .weights import Weights
 
     if section.weights == "random":
-        config = read_config(folder, instructed="instruct" in (section.checkpoint or ""))
+        config = read_config(folder, instructed=section.checkpoint == "Emu-instruct.pt")
         return Loaded(build(EmuModel, config, section), read_processor(folder, config))
     weights = Weights(_choose(folder, section.checkpoint))
-    config = read_config(folder, weights.n_tokens)
+    config = read_config(folder, instructed=weights.instructed, n_tokens=weights.n_tokens)
     model = build(EmuModel, config, section, lambda empty: fill_model(empty, weights))
     return Loaded(model, read_processor(folder, config), {"checkpoint": str(weights.path.relative_to(folder))})
 

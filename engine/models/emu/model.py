@@ -17,8 +17,11 @@ from sonde.engine.models.image_text import ImageTextModel
 from .config import EmuConfig
 from .weights import Weights, merge
 
-_LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
-_PLAIN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
+_PROJECTIONS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FORMER = {
     "SelfAttention": ("q", "k", "v", "o"),
     "EncDecAttention": ("q", "k", "v", "o"),
@@ -74,14 +77,14 @@ class EmuModel(ImageTextModel):
 
 
 def fill_model(model: ImageTextModel, weights: Weights) -> None:
-    """Fill a model with published weights, LoRA's merged into the matrices that they change.
+    """Fill a model with published weights, LoRA's merged into the matrices that they change; they are used up.
 
     Raises
     ------
     ModelError
         If they are not those of this model.
     """
-    fill, config = Filling(model, weights.tensors, str(weights.path)), model.config
+    fill, config = Filling(model, weights.tensors, str(weights.path), once=True), model.config
     fill_eva(fill, "vision.", "visual.", config.vision_config.num_hidden_layers)
     for kind in ("weight", "bias"):
         fill(f"vision.post_layernorm.{kind}", f"ln_visual.{kind}")
@@ -99,14 +102,16 @@ def fill_model(model: ImageTextModel, weights: Weights) -> None:
     own, keys = "language_model.", weights.language
     for name in ("embed_tokens", "norm"):
         fill(f"{own}{name}.weight", f"{keys}{name}.weight")
-    merged = partial(merge, config.lora_scale)
+    merged = partial(merge, config.lora_alpha, config.lora_rank)
     for i in range(config.text_config.num_hidden_layers):
         block, its = f"{own}layers.{i}.", f"{keys}layers.{i}."
-        for name in _PLAIN:
+        for name in _NORMS:
             fill(f"{block}{name}.weight", f"{its}{name}.weight")
-        for name in _LORA:
-            projection = f"self_attn.{name}"
-            fill(f"{block}{projection}.weight", *weights.names_of(f"{its}{projection}"), make=merged)
+        for part, names in _PROJECTIONS.items():
+            for name in names:
+                adapted = weights.instructed and name in config.lora_targets
+                sources = weights.names_of(f"{its}{part}.{name}", adapted=adapted)
+                fill(f"{block}{part}.{name}.weight", *sources, make=merged)
     # Heads, what the published code makes and never uses, and tables that some versions of libraries saved.
     fill.ignore("visual.norm.*", "visual.head.*", "*.lm_head.weight", "*.stu_regress_head.weight")
     fill.ignore("cformer.cformer.embed_tokens.weight", "*.rotary_emb.inv_freq")

@@ -20,6 +20,7 @@ _CHAT = (
     "{% endfor %}{% endfor %}"
     "{{ (said.text + (' [ASSISTANT]:' if add_generation_prompt else '')).strip() }}"
 )
+_LLAMA = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
 def read_processor(folder: Path, config: EmuConfig) -> ImageTextProcessor:
@@ -33,7 +34,8 @@ def read_processor(folder: Path, config: EmuConfig) -> ImageTextProcessor:
     ModelError
         If there is no tokenizer, or it does not go with the configuration.
     """
-    tokenizer = read_llama(folder, config.special_tokens, begins=True)
+    # LLaMA's own are told from text, and stripped of spaces, as those that are added.
+    tokenizer = read_llama(folder, _LLAMA | config.special_tokens, begins=True)
     tokenizer.pad_token = "[PAD]"
     images = SquareImages(config.vision_config.image_size)
     template = _CHAT if config.instructed else None

@@ -9,8 +9,9 @@ import torch
 from sonde.engine.models.checkpoint import read_tensors
 from sonde.errors import ModelError
 
-# Where the language model is in the file: of the pretrained model, and inside of peft's wrappers.
-_PREFIXES = ("decoder.lm.model.", "decoder.lm.base_model.model.model.")
+# Where the language model is in the file: inside of peft's wrappers, and of the pretrained model.
+_INSTRUCTED = "decoder.lm.base_model.model.model."
+_PREFIXES = ("decoder.lm.model.", _INSTRUCTED)
 
 
 class Weights:
@@ -45,22 +46,35 @@ class Weights:
         """Rows of the table of token embeddings."""
         return len(self.tensors[f"{self.language}embed_tokens.weight"])
 
-    def names_of(self, projection: str) -> tuple[str, ...]:
-        """Names of a projection's matrix and, where there are any, of LoRA's A and B, by any version of peft."""
+    @property
+    def instructed(self) -> bool:
+        """Whether they are those of the instruction-tuned model, which peft saved."""
+        return self.language == _INSTRUCTED
+
+    def names_of(self, projection: str, *, adapted: bool) -> tuple[str, ...]:
+        """Names of a projection's matrix and, where it is ``adapted``, of LoRA's A and B, by any version of peft."""
         base = next(
             (name for name in (f"{projection}.weight", f"{projection}.base_layer.weight") if name in self.tensors),
             f"{projection}.weight",
         )
-        for end in (".default.weight", ".weight"):
-            pair = tuple(f"{projection}.lora_{which}{end}" for which in "AB")
-            if any(name in self.tensors for name in pair):
-                return (base, *pair)
-        return (base,)
+        if not adapted:
+            return (base,)
+        pairs = [tuple(f"{projection}.lora_{which}{end}" for which in "AB") for end in (".default.weight", ".weight")]
+        return (base, *next((pair for pair in pairs if any(name in self.tensors for name in pair)), pairs[0]))
 
 
-def merge(scale: float, base: torch.Tensor, *lora: torch.Tensor) -> torch.Tensor:
-    """``W + scale · B A``, added in float32; Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021)."""
+def merge(alpha: float, rank: int, base: torch.Tensor, *lora: torch.Tensor) -> torch.Tensor:
+    """``W + alpha / rank · B A``, added in float32; Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*
+    (2021).
+
+    Raises
+    ------
+    IndexError
+        If A is of another rank.
+    """
     if not lora:
         return base
     a, b = lora
-    return base.float() + scale * (b.float() @ a.float())
+    if len(a) != rank:
+        raise IndexError
+    return base.float() + alpha / rank * (b.float() @ a.float())

@@ -41,8 +41,8 @@ class LaVITConfig(ImageTextConfig):
     predictor_sizes: Any = (1408, 1408, 704, 352, 2)
 
 
-def read_config(folder: Path) -> LaVITConfig:
-    """Read ``language_model/config.json``, and ``config.json`` if there is one.
+def read_config(folder: Path, language: str = "language_model") -> LaVITConfig:
+    """Read ``config.json`` of the language model's folder, and that of the whole if there is one.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def read_config(folder: Path) -> LaVITConfig:
     path = folder / "config.json"
     try:
         given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        text = LlamaConfig.from_pretrained(folder / "language_model", local_files_only=True)
+        text = LlamaConfig.from_pretrained(folder / language, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(f"the configuration of LaVIT in {folder} cannot be read: {reason}") from error

@@ -72,11 +72,14 @@ class SampledImages:
         return prepared | {"noise": torch.stack(noise)}
 
 
-def read_processor(folder: Path, config: LaVITConfig, seed: int | None) -> ImageTextProcessor:
-    """Read the tokenizer of ``language_model``; an image is ``<img>``, its tokens, ``</img>``, and there is no ``<s>``.
+def read_processor(
+    folder: Path, config: LaVITConfig, seed: int | None, language: str = "language_model"
+) -> ImageTextProcessor:
+    """Read the tokenizer of the language model's folder.
 
-    Prompts are those of the published code (``LaVIT/models/lavit_for_understanding.py``): the image, then ``Question: …
-    Answer:``; a question that ends with a colon is left as it is.
+    An image is ``<img>``, its tokens, ``</img>``, and there is no ``<s>``. Prompts are those of the published code
+    (``LaVIT/models/lavit_for_understanding.py``): the image, then ``Question: … Answer:``; a question that ends with a
+    colon is left as it is.
 
     Parameters
     ----------
@@ -93,7 +96,7 @@ def read_processor(folder: Path, config: LaVITConfig, seed: int | None) -> Image
         "</img>": config.image_end_token_id,
         "<image>": config.image_token_id,
     }
-    tokenizer = read_llama(folder / "language_model", special, begins=False)
+    tokenizer = read_llama(folder / language, special, begins=False)
     # As in the published code; nothing attends to what pads.
     tokenizer.pad_token = tokenizer.eos_token
     squares = SquareImages(config.vision_config.image_size)

@@ -8,7 +8,7 @@ from sonde.engine.models.checkpoint import Filling, find_files, read_tensors, th
 from sonde.engine.models.eva import fill_eva
 from sonde.engine.models.image_text import ImageTextModel
 
-_EVA, _ENCODER, _LANGUAGE = "eva_vitg_psz14.bin", "tokenizer_encoder.bin", "language_model"
+_EVA, _ENCODER = "eva_vitg_psz14.bin", "tokenizer_encoder.bin"
 _LATER = "visual_weight.bin"
 _MERGER = {"norm0": "norm0", "norm1": "norm1", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 _MERGER |= {"causal.proj": "token_causal_attn.proj", "cross.proj": "token_cross_attn.proj"}
@@ -17,8 +17,8 @@ _SELECTOR = ("in_conv.0", "in_conv.1", "out_conv.0", "out_conv.2", "out_conv.4")
 _KINDS = ("weight", "bias")
 
 
-def fill_model(model: ImageTextModel, folder: Path) -> None:
-    """Fill a model with the weights of a folder.
+def fill_model(model: ImageTextModel, folder: Path, language: str = "language_model") -> None:
+    """Fill a model with the weights of a folder, the language model's in a folder of this name.
 
     What `_LATER` holds takes the place of what the visual tokenizer's own file holds under the same name.
 
@@ -27,18 +27,22 @@ def fill_model(model: ImageTextModel, folder: Path) -> None:
     ModelError
         If the files are not those of this model.
     """
-    visual, language = folder / "visual_tokenizer", folder / _LANGUAGE
-    encoder = read_tensors([visual / _ENCODER]) | read_tensors([language / _LATER])
+    visual = folder / "visual_tokenizer"
+    encoder = read_tensors([visual / _ENCODER]) | read_tensors([folder / language / _LATER])
     # Names say which file they are in, as errors should.
-    files = {_EVA: read_tensors([visual / _EVA]), _ENCODER: encoder, _LANGUAGE: read_tensors(find_files(language))}
+    files = {
+        _EVA: read_tensors([visual / _EVA]),
+        _ENCODER: encoder,
+        language: read_tensors(find_files(folder / language)),
+    }
     tensors = {f"{file}:{name}": tensor for file, state in files.items() for name, tensor in state.items()}
     fill, config = Filling(model, tensors, str(folder)), model.config
     fill_eva(fill, "vision.", f"{_EVA}:", config.vision_config.num_hidden_layers)
     _fill_encoder(fill, f"{_ENCODER}:", config.merger_layers)
     for own in dict(model.language_model.named_parameters()):
-        fill(f"language_model.{own}", f"{_LANGUAGE}:model.{own}")
+        fill(f"language_model.{own}", f"{language}:model.{own}")
     # Heads, what generates images, and tables that some versions of libraries saved.
-    fill.ignore(f"{_EVA}:norm.*", f"{_EVA}:head.*", f"{_LANGUAGE}:lm_head.weight", "*.rotary_emb.inv_freq")
+    fill.ignore(f"{_EVA}:norm.*", f"{_EVA}:head.*", f"{language}:lm_head.weight", "*.rotary_emb.inv_freq")
     fill.ignore(f"{_ENCODER}:quantize.*", f"{_ENCODER}:encode_task_layer.*")
     fill.finish()
 

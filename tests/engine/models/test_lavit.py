@@ -199,6 +199,11 @@ def test_golden_language_model_row_by_row_without_padding(golden: Golden) -> Non
                     valid = golden.expected[f"{case}.{variant}.{layout}.attention_mask"][row].bool()
                     for inner, got in read(ids, features).items():
                         golden.compare(f"{case}.{variant}.{layout}.{inner}", got, rows=(mine, valid))
+        if f"{case}.text.inputs_embeds" in golden.expected:
+            for row, prompt in enumerate(prompts):
+                valid = golden.expected[f"{case}.text.attention_mask"][row].bool()
+                for inner, got in read(torch.tensor([prompt]), None).items():
+                    golden.compare(f"{case}.text.{inner}", got, rows=(slice(row, row + 1), valid))
 
 
 def test_golden_pixels(golden: Golden) -> None:
