@@ -142,6 +142,28 @@ def write_gpt2(folder: Path, shape: TextShape) -> Path:
     return folder
 
 
+def write_qwen2(folder: Path, shape: TextShape) -> Path:
+    """Save a Qwen2 of heads of 64, of random weights in bfloat16, and a tokenizer of one token per word."""
+    import torch
+    import transformers as hf
+
+    tokenizer = _tokenizer()
+    config = hf.Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=4 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 64,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_llava(folder: Path, shape: ImageShape) -> Path:
     """Save the configuration and the processor of a LLaVA; its weights are drawn when it is loaded."""
     import transformers as hf

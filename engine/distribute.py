@@ -97,7 +97,8 @@ def extract_range(range_: Range, job: Job) -> Progress:
     # A worker of a cluster may have many threads, each with a range, but has one model, which runs one batch at a time.
     with _one_at_a_time:
         if job.name not in _current:
-            _current.clear()
+            while _current:
+                _current.popitem()[1].close()
             _current[job.name] = _prepare(job)
         _current[job.name].extract([range_], progress)
     return progress
@@ -115,9 +116,10 @@ def _prepare(job: Job) -> Run:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.n_workers))
     config = job.config
     if config.model.device is None and torch.cuda.device_count() > 1:
-        device = f"cuda:{_worker_number() % torch.cuda.device_count()}"
-        # What a library allocates without asking is there too.
-        torch.cuda.set_device(device)
+        device = f"cuda:{_worker_number() * (config.model.tensor_parallel or 1) % torch.cuda.device_count()}"
+        if config.model.backend != "vllm":
+            # What a library allocates without asking is there too; vLLM is shown its own GPUs alone.
+            torch.cuda.set_device(device)
         config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
     session = Session.open(config)
     store = Store.open(job.url, fsync=config.run.fsync)

@@ -65,10 +65,10 @@ class VllmSession(Session):
                 '"transformers"'
             )
         prepare_environment(section)
+        kind = find_device(section)
         folder = find_folder(section)
         skeleton = load_skeleton(section, folder)
         capture = Capture.plan(wanted.sites, wanted.tokens, wanted.layers, skeleton.n_layers)
-        kind = find_device(section)
         model = replace(skeleton, runs_on=torch.device(kind))
         budget = config.run.token_budget or default_token_budget(model)
         desk = Desk(capture)

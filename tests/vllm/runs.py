@@ -22,7 +22,9 @@ LENGTHS = (3, 50, 7, 120, 1, 90, 13, 5, 30, 20)
 def require_vllm() -> list[pytest.MarkDecorator]:
     """Marks of a module whose tests run vLLM; where it is not installed the module is skipped."""
     if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed: it has an environment of its own, which .ci/run makes", allow_module_level=True)
+        pytest.skip(
+            "vLLM is not installed: it has an environment of its own, which .ci/run makes", allow_module_level=True
+        )
     # What vLLM and torch say when an engine starts.
     return [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
@@ -36,7 +38,10 @@ def text_samples() -> list[Sample]:
 def image_samples(pictures: Sequence[Path]) -> list[Sample]:
     """One image or two, and prompts that are shorter than a step or longer."""
     images = [(pictures[i % 3],) if i % 3 else (pictures[i % 3], pictures[(i + 1) % 3]) for i in range(6)]
-    return [Sample(f"i{i}", prompt=prompt(i, n), images=its) for i, (n, its) in enumerate(zip(LENGTHS, images, strict=False))]
+    return [
+        Sample(f"i{i}", prompt=prompt(i, n), images=its)
+        for i, (n, its) in enumerate(zip(LENGTHS, images, strict=False))
+    ]
 
 
 def run(
