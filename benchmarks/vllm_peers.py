@@ -1,6 +1,6 @@
 """What the benchmark of vLLM runs side by side, each with an engine or a model of its own in a process of its own.
 
-    python -m benchmarks.vllm_peers NAME JOB.json
+python -m benchmarks.vllm_peers NAME JOB.json
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Plain(Peer):
 
 
 class Example(Plain):
-    """vLLM's example: every prompt's states of all layers and tokens in a file of its own, not waited for on the disk."""
+    """vLLM's example: all layers and tokens of every prompt to a file of its own, not waited for on the disk."""
 
     def arguments(self) -> dict[str, Any]:
         layers = json.loads((Path(self.job["model"]) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +116,13 @@ def load_model(section: ModelSection) -> Model:
     return Model(module, loaded.processor, blocks, provenance)
 
 
-def load_native(section: ModelSection) -> Loaded:
+def load_native(section: ModelSection, *, skeleton: bool = False) -> Loaded:
     """Load a model that transformers knows.
+
+    Parameters
+    ----------
+    skeleton
+        Whether its parameters are nowhere, without values; its checkpoint is looked through all the same.
 
     Raises
     ------
@@ -140,12 +145,14 @@ def load_native(section: ModelSection) -> Loaded:
         kernel = {"attn_implementation": section.attention} if section.attention else {}
         if section.weights == "random":
             # Seeding seeds every device.
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            devices = range(torch.cuda.device_count())
+            with torch.random.fork_rng(devices), torch.device("meta") if skeleton else nullcontext():
                 torch.manual_seed(section.seed)
                 module = auto.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code, **kernel)
         else:
             # Weights of another shape are let through here, because the check below names them.
             options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            options |= {"device_map": "meta"} if skeleton else {}
             with quiet():
                 module, loading = auto.from_pretrained(where, config=config, dtype=dtype, **options, **kernel)
             _check_loading(section.name, loading)

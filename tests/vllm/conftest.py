@@ -36,6 +36,21 @@ def model_folder(scratch: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def one_process() -> Iterator[None]:
+    """Let vLLM look at its classes of models here: else a process does, for each, that imports all of vLLM again."""
+    from sonde.engine.config import ModelSection
+    from sonde.engine.vllm.settings import prepare_environment
+
+    prepare_environment(ModelSection(name="any", backend="vllm"))
+    from vllm.model_executor.models import registry
+
+    elsewhere = registry._run_in_subprocess
+    registry._run_in_subprocess = lambda look: look()
+    yield
+    registry._run_in_subprocess = elsewhere
+
+
+@pytest.fixture(scope="session")
 def pictures(scratch: Path) -> list[Path]:
     """Pictures of noise, each of another shape."""
     from PIL import Image

@@ -26,7 +26,7 @@ def require_vllm() -> list[pytest.MarkDecorator]:
             "vLLM is not installed: it has an environment of its own, which .ci/run makes", allow_module_level=True
         )
     # What vLLM and torch say when an engine starts.
-    return [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+    return [pytest.mark.filterwarnings("ignore"), pytest.mark.slow, pytest.mark.usefixtures("one_process")]
 
 
 def text_samples() -> list[Sample]:

@@ -68,7 +68,7 @@ def test_text_and_images_in_one_run(model_folder: Callable[[str], Path], picture
 
 
 def test_all_tokens_maxima_and_spans(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    samples = [Sample(s.id, prompt=f"the red {s.prompt}", spans={"colour": "red"}) for s in text_samples()]
+    samples = [Sample(s.id, prompt=f"the red {s.prompt}", spans={"colour": (4, 7)}) for s in text_samples()]
     tokens = ["all", "max", "span:colour", "index:1"]
     mine, its = both(model_folder("qwen2"), tmp_path, samples, "float32", sites=["resid_post"], tokens=tokens)
     assert_same_states(mine, its, "float32")

@@ -91,12 +91,12 @@ def test_a_store_of_the_other_backend_is_not_gone_on_with(qwen2: Path, whole: Pa
 
 
 def test_a_prompt_of_all_positions_but_one_runs_and_a_longer_one_is_too_long(qwen2: Path, tmp_path: Path) -> None:
-    session = Session.open(ExtractConfig.load({"model": {"name": str(qwen2)}}))
-    tokens = [1 + session.encoder(0, Sample("x", prompt=" the" * n)).length - n for n in (1, 2)]
-    session.close()
-    assert tokens[0] == tokens[1]
-    longest = POSITIONS - 1 - (tokens[0] - 1)
-    samples = [Sample("fits", prompt=" the" * longest), Sample("not", prompt=" the" * (longest + 1))]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(qwen2)
+    lengths = [len(tokenizer("the" * n)["input_ids"]) for n in range(1, POSITIONS)]
+    fits, longer = (lengths.index(POSITIONS - 1 + more) + 1 for more in (0, 1))
+    samples = [Sample("fits", prompt="the" * fits), Sample("not", prompt="the" * longer)]
     with pytest.raises(
         InputError, match=rf"'not'.*{POSITIONS} tokens, but the model has positions for {POSITIONS - 1}"
     ):
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(qwen2: Path, tmp_path: Path)
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("model.layers.1.mlp.down_proj.weight")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"engine cannot start: .*down_proj"):
+    with pytest.raises(ModelError, match=r"lacks 'layers.1.mlp.down_proj.weight'"):
         run("vllm", folder, tmp_path / "run.zarr", text_samples())
 
 
@@ -211,5 +211,5 @@ def test_random_weights_need_no_checkpoint(qwen2: Path, tmp_path: Path) -> None:
             (folder / file.name).write_bytes(file.read_bytes())
     store = run("vllm", folder, tmp_path / "run.zarr", samples, model={"weights": "random"})
     assert store.missing == ()
-    with pytest.raises(ModelError, match="no weights in safetensors"):
+    with pytest.raises(ModelError, match="no file named model.safetensors"):
         run("vllm", folder, tmp_path / "other.zarr", samples)
