@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,13 @@ def test_nearest_captions_do_not_tell_by_their_words_alone(tmp_path: Path) -> No
     counts = CountVectorizer().fit_transform(texts)
     score = cross_val_score(LogisticRegression(max_iter=500), counts, truth, groups=groups, cv=GroupKFold(5)).mean()
     assert 0.4 < score < 0.6
+
+
+def test_captions_without_words_of_their_own_cannot_be_compared(tmp_path: Path) -> None:
+    data = made(tmp_path, 8)
+    alike = {image: (CocoCaption(image, image, "!"),) for image in data.captions}
+    with pytest.raises(InputError, match="cannot be compared by their words"):
+        entailment(replace(data, captions=alike), negatives="nearest")
 
 
 def test_a_caption_like_no_other_has_no_nearest_and_its_image_is_left_out(tmp_path: Path) -> None:
