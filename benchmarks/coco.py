@@ -27,7 +27,7 @@ from .result import Owed, conclude, launch
 Row = dict[str, Any]
 
 _IMAGES = 1000
-_ROUNDS = 3
+_ROUNDS = {"full": 3, "fast": 3, "tiny": 1}
 _SCALES = {"full": (VAL2017, TRAIN2017), "fast": (VAL2017,), "tiny": (Scale("val2014", 300, 1_500, 2_000),)}
 _SECONDS = 10.0
 
@@ -37,7 +37,7 @@ def main(folder: Path, size: str) -> None:
     rows: list[Row] = []
     for scale in _SCALES[size]:
         write_annotations(folder, scale)
-        turns = [{way: _apart(folder, scale, way) for way in ("bytes", "json", "sonde")} for _ in range(_ROUNDS)]
+        turns = [{way: _apart(folder, scale, way) for way in ("bytes", "json", "sonde")} for _ in range(_ROUNDS[size])]
         for way in turns[0]:
             found = {key: statistics.median(turn[way][key] for turn in turns) for key in ("seconds", "MB")}
             rows.append(

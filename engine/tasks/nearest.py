@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sonde.engine.coco import CocoCaption
+from sonde.errors import InputError
 
 # Words of more captions than this share say little, and would make every caption a candidate.
 _COMMON = 0.05
@@ -21,6 +22,11 @@ class Nearest:
     ----------
     captions
         By image id.
+
+    Raises
+    ------
+    InputError
+        If the captions have no words but those that most of them have.
     """
 
     def __init__(self, captions: Mapping[int, Sequence[CocoCaption]]) -> None:
@@ -32,7 +38,11 @@ class Nearest:
         texts = [caption.text for caption in self._captions]
         # A word that two captions have is one of them already in a handful.
         common = _COMMON if len(texts) > 100 / _COMMON else 1.0
-        vectors: Any = TfidfVectorizer(dtype=np.float32, max_df=common, token_pattern=r"\w+").fit_transform(texts)
+        vectorizer = TfidfVectorizer(dtype=np.float32, max_df=common, token_pattern=r"\w+")
+        try:
+            vectors: Any = vectorizer.fit_transform(texts)
+        except ValueError as error:
+            raise InputError(f"the captions cannot be compared by their words: {error}") from error
         self._vectors, self._by_word = vectors.tocsr(), vectors.T.tocsr()
 
     def __call__(self, caption: CocoCaption, allowed: Callable[[CocoCaption], bool]) -> CocoCaption | None:
