@@ -20,6 +20,8 @@ app = typer.Typer()
 labels_app = typer.Typer(help="Labels of a store.", no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
 
+SKIPPED = 3
+"""Exit code: done, with skipped samples."""
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 StorePath = Annotated[str, typer.Argument(metavar="RUN.zarr", help="The store.", show_default=False)]
 
