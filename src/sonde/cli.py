@@ -16,7 +16,7 @@ import typer
 
 from .cli_about import app as about_commands
 from .cli_probe import app as probe_commands
-from .cli_store import SKIPPED, Json, show
+from .cli_store import SKIPPED, Json, examples, show
 from .cli_store import app as store_commands
 from .errors import SondeError
 from .terminal import console, extraction_progress, logging_to_stderr, print_plan
@@ -26,6 +26,7 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="sonde",
     help="Run a frozen model over a data set once, keep every layer, and probe the layers as often as you like.",
+    epilog=examples("sonde demo", "sonde extract extract.toml", "sonde probe run.zarr --labels answer"),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -116,7 +117,7 @@ def _common(
     pass
 
 
-@app.command()
+@app.command(epilog=examples("sonde demo --fast --out sonde-demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the stores and the report.")] = Path("sonde-demo"),
     fast: Annotated[bool, typer.Option("--fast", help="Fewer scenes and layers.")] = False,
@@ -133,7 +134,13 @@ def demo(
     print(f"report: {outcome.report.absolute()}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "sonde extract extract.toml",
+        "sonde extract extract.toml --resume",
+        "sonde extract extract.toml --out run.zarr --set model.dtype=float32 --dry-run",
+    )
+)
 def extract(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to extract.", show_default=False)],
     out: Annotated[str | None, typer.Option(help="The store to make; overrides run.out.")] = None,

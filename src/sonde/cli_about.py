@@ -6,13 +6,13 @@ import json
 
 import typer
 
-from .cli_store import Json
+from .cli_store import Json, examples
 from .terminal import console
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog=examples("sonde models --json"))
 def models(as_json: Json = False) -> None:
     """List the models that are supported, and how each was verified."""
     from .engine.families import FAMILIES

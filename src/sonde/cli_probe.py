@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_store import SKIPPED, Json, StorePath
+from .cli_store import SKIPPED, Json, StorePath, examples
 from .errors import InputError
 from .terminal import console, counting_progress, extraction_progress, print_plan, print_results
 
@@ -35,7 +35,13 @@ class BackendName(StrEnum):
     cuml = "cuml"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "sonde probe run.zarr --labels answer",
+        "sonde probe run.zarr --labels answer --solver logistic --tokens last",
+        "sonde probe run.zarr --labels answer --where task=entailment --resume",
+    )
+)
 def probe(
     store: StorePath,
     labels: Annotated[str, typer.Option(help="Name of labels in the store.", show_default=False)],
@@ -143,7 +149,7 @@ def _texts(file: Path) -> dict[str, str]:
     return {str(row.cells["id"]): str(row.cells["prompt"] or "") for row in rows}
 
 
-@app.command()
+@app.command(epilog=examples("sonde study study.toml --dry-run", "sonde study study.toml --set data.limit=1000"))
 def study(
     config: Annotated[
         Path, typer.Argument(metavar="STUDY.toml", help="What to ask of which models.", show_default=False)
@@ -208,7 +214,7 @@ def study(
     return SKIPPED if any(done.skipped.values()) else 0
 
 
-@app.command()
+@app.command(epilog=examples("sonde report run.probes/answer-ridge run.probes/answer-logistic"))
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of results.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
