@@ -1,8 +1,11 @@
-"""The commands that say what is supported."""
+"""The commands that say what is supported, and what this machine has of it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -27,3 +30,20 @@ def models(as_json: Json = False) -> None:
         table.add_row(family.name, family.takes, family.verified)
     console(stderr=False).print(table)
     print("Other transformers models whose blocks form one list are tried in the same way.")
+
+
+@app.command(epilog=examples("sonde doctor", "sonde doctor --path /scratch --size 1024"))
+def doctor(
+    path: Annotated[Path, typer.Option(help="Folder whose disk is measured.")] = Path(),
+    size: Annotated[int, typer.Option(min=4, help="MiB that are written there, read and removed.")] = 256,
+    as_json: Json = False,
+) -> int:
+    """Say what this machine has, how fast its disk is, and what is missing for what; code 1 if sonde cannot work."""
+    from .doctor import diagnose, print_diagnosis
+
+    found = diagnose(path, size << 20)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print_diagnosis(found)
+    return 1 if found.broken else 0
