@@ -108,7 +108,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _size(nbytes: float) -> str:
+def size(nbytes: float) -> str:
     """Bytes in the unit that shows three digits of them."""
     unit, scale = next((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 0)) if nbytes >= s)
     number = nbytes / (scale or 1e3)
@@ -140,9 +140,9 @@ def print_plan(plan: Plan) -> None:
     spared = f"; {plan.shared:.1%} of the tokens need not be computed" if shares else ""
     print(f"shared prefixes: {plan.sharing}{spared}")
     print(f"padding: {plan.padding:.1%} of what the model computes")
-    print(f"to be written: {_size(plan.bytes_written)} before compression")
-    device = f", device {_size(plan.device_bytes)}" if plan.device_bytes else ""
-    print(f"peak memory: host {_size(plan.host_bytes)} besides Python and its libraries{device}")
+    print(f"to be written: {size(plan.bytes_written)} before compression")
+    device = f", device {size(plan.device_bytes)}" if plan.device_bytes else ""
+    print(f"peak memory: host {size(plan.host_bytes)} besides Python and its libraries{device}")
     print(f"time: {_duration(plan.seconds)} at {plan.tokens_per_s:,.0f} tokens/s (a trial of some seconds)")
 
 
