@@ -16,9 +16,6 @@ from .figure import Choice
 GREY = "#808080"
 """Of what is no curve: on white and on black it is seen alike."""
 
-FIT_WIDTH = {"type": "fit-x", "contains": "padding"}
-"""Of charts with steps, whose height follows from their rows."""
-
 SCORES = {"value": "score", "low": "from", "high": "to"}
 """Columns of a score with its interval, and their heads."""
 
@@ -27,8 +24,8 @@ ALONE = f"curve == '{ALL_CURVES}' || datum.curve == curve"
 """Whether a curve is brought out: an expression over the parameter ``curve``."""
 
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
-# Bands of more curves than this lie one upon another until nothing is seen.
-_FEW = 2
+FEW = 2
+"""Bands of more curves lie one upon another until nothing is seen."""
 
 
 def names_of_curves(results: Results, labels: str) -> pd.DataFrame:
@@ -71,10 +68,10 @@ def line_opacity() -> Any:
 
 
 def band_opacity(names: Sequence[str]) -> Any:
-    """Bands are fainter the more there are, and there are none of curves that are not brought out."""
+    """Bands are fainter where there are many, and there are none of curves that are not brought out."""
     import altair as alt
 
-    return alt.condition(ALONE, alt.value(0.18 if len(names) <= _FEW else 0.07), alt.value(0))
+    return alt.condition(ALONE, alt.value(0.18 if len(names) <= FEW else 0.07), alt.value(0))
 
 
 def gradient() -> Any:

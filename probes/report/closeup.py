@@ -119,9 +119,10 @@ def _reliability_figure(bins: pd.DataFrame, labels: str, curve: str, layer: int)
         share=bins["n"] / total,
     )
     bins = bins.assign(**{"from": bins["bin"] / N_BINS, "to": (bins["bin"] + 1) / N_BINS})
+    sizes = alt.Scale(domain=[0, 1], range=[15, 400])
     whole, said, so = alt.Scale(domain=[0, 1]), "predicted probability", "observed share"
-    x = alt.X("predicted:Q", title=said, scale=whole, axis=alt.Axis(format=".1f"))
-    y = alt.Y("observed:Q", title=so, scale=whole, axis=alt.Axis(format=".1f"))
+    x = alt.X("predicted:Q", title=said, scale=whole, axis=alt.Axis(format=".1f", tickCount=5))
+    y = alt.Y("observed:Q", title=so, scale=whole, axis=alt.Axis(format=".1f", tickCount=5))
     mine = alt.Chart(alt.NamedData(DATA)).transform_filter("datum.curve == curve && datum.layer == layer")
     kinds = sorted(bins["kind"].unique())
     colour = alt.Color("kind:N", scale=alt.Scale(domain=kinds), legend=alt.Legend(title=None, orient="bottom"))
@@ -138,7 +139,7 @@ def _reliability_figure(bins: pd.DataFrame, labels: str, curve: str, layer: int)
             x=alt.X("from:Q", title=said), x2="to:Q", y=alt.Y("share:Q", title=so), y2=alt.datum(0)
         ),
         mine.mark_line(strokeWidth=2).encode(x=x, y=y),
-        mine.mark_circle(size=50, opacity=1).encode(x=x, y=y),
+        mine.mark_circle(opacity=1).encode(x=x, y=y, size=alt.Size("share:Q", scale=sizes, legend=None)),
         mine.mark_circle(size=400, opacity=0).encode(x=x, y=y, tooltip=tooltip),
     )
     here = bins[(bins["curve"] == curve) & (bins["layer"] == layer)]
@@ -154,8 +155,8 @@ def _reliability_figure(bins: pd.DataFrame, labels: str, curve: str, layer: int)
         titles=_RELIABILITY_TITLES,
         more={"ideal": pd.DataFrame({"at": [0.0, 1.0]})},
         title="Calibration",
-        caption="Test predictions of the chosen layer in 15 bins; on the dotted line they are as likely as they say. "
-        "Bars: the bin's share of all predictions.",
+        caption=f"Test predictions of the chosen layer in {N_BINS} bins; on the dotted line they are as likely as they "
+        "say. Bars, and the size of dots: the bin's share of all predictions.",
     )
 
 

@@ -39,7 +39,7 @@ def curve_panel(results: Results, labels: str) -> Panel:
     permuted = bool(rows["null_low"].notna().any())
     title = alt.TitleParams(alt.ExprRef("metric"), anchor="start", frame="group", fontWeight="normal", fontSize=13)
     chart = alt.layer(
-        *(_null() if permuted else []), *(_rules(baselines) if len(baselines) else []), *_curves(names, permuted)
+        *(_null(names) if permuted else []), *(_rules(baselines) if len(baselines) else []), *_curves(names, permuted)
     )
     chart = chart.add_params(alt.param("metric", value=metrics[0]), alt.param("curve", value=ALL_CURVES))
     figure = Figure(
@@ -88,14 +88,16 @@ def _base(data: str = DATA) -> Any:
     return alt.Chart(alt.NamedData(data)).transform_filter("datum.metric == metric")
 
 
-def _null() -> list[Any]:
+def _null(names: list[str]) -> list[Any]:
     """The band and the mean of permuted labels' scores."""
     import altair as alt
 
     null = _base().transform_filter(ALONE).transform_filter("isValid(datum.null_low)")
     null = null.encode(x=layer_axis(), detail="curve:N")
     return [
-        null.mark_area(color=GREY, opacity=0.2).encode(y=alt.Y("null_low:Q", title=None), y2="null_high:Q"),
+        null.mark_area(color=GREY).encode(
+            y=alt.Y("null_low:Q", title=None), y2="null_high:Q", opacity=band_opacity(names)
+        ),
         null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1).encode(y="null:Q"),
     ]
 

@@ -6,7 +6,6 @@ import pandas as pd
 
 from .axes import (
     ALL_CURVES,
-    FIT_WIDTH,
     GREY,
     SCORES,
     band_opacity,
@@ -76,7 +75,7 @@ def transfer_figure(matrix: pd.DataFrame, metric: str, title: str) -> Figure:
         description=f"{name} by the prompt that probes were trained on and the prompt that they were tested on. "
         f"Mean on their own prompt {number(matrix.loc[own, 'value'].mean())}, "
         f"on others {number(matrix.loc[~own, 'value'].mean())}.",
-        chart=chart.properties(width="container", height=alt.Step(34), autosize=FIT_WIDTH),
+        chart=chart.properties(width="container", height=34 * matrix["trained_on"].nunique()),
         data=matrix[list(titles)],
         titles=titles,
         title=title,

@@ -11,7 +11,7 @@ from sonde.probes.metrics import higher_is_better
 from sonde.probes.results import Results
 from sonde.probes.tables import CURVE
 
-from .axes import FIT_WIDTH, SCORES, gradient, names_of_curves, score_tooltip
+from .axes import SCORES, gradient, names_of_curves, score_tooltip
 from .figure import DATA, Choice, Figure, Panel
 from .words import metric_name
 
@@ -94,8 +94,8 @@ def _chart(rows: pd.DataFrame, metric: str, orders: dict[str, dict[str, list[str
         alt.param("order", value="score"),
         alt.param("orders", value=orders),
     )
-    step = alt.Step(14 if rows["target"].nunique() > _MANY else 20)
-    return chart.properties(width="container", height=step, autosize=FIT_WIDTH)
+    n_targets = rows["target"].nunique()
+    return chart.properties(width="container", height=n_targets * (14 if n_targets > _MANY else 20))
 
 
 def _told(rows: pd.DataFrame, names: list[str]) -> str:
