@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,18 @@ from sonde.errors import InputError, StoreError
 
 from .bootstrap import Difference, paired_difference
 from .curves import best_cv, matching, only, ranked, top_cv, with_test
-from .tables import COLUMNS, COMPARISON_COLUMNS, CONTROL_COLUMNS, CURVE, DRAW_COLUMNS, read_table, tidy, write_table
+from .tables import (
+    COLUMNS,
+    COMPARISON_COLUMNS,
+    CONTROL_COLUMNS,
+    CURVE,
+    DRAW_COLUMNS,
+    PENALTY_COLUMNS,
+    RELIABILITY_COLUMNS,
+    read_table,
+    tidy,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +35,17 @@ if TYPE_CHECKING:
 MAJORITY, TEXT = "majority", "text"
 BASELINES = (MAJORITY, TEXT)
 """Solvers that no layer has: the shares of the training rows, and the words alone."""
+_LATER_TABLES = {
+    "controls": CONTROL_COLUMNS,
+    "penalties": PENALTY_COLUMNS,
+    "reliability": RELIABILITY_COLUMNS,
+}
+"""Tables that runs of earlier versions have not written."""
 _ROW_KEY = [*CURVE, "layer", "target", "metric", "split"]
+
+
+def _empty(columns: Mapping[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -41,8 +63,8 @@ class Results:
         so on; ``runs`` holds a list of these after `concat`.
     draw_sources : sequence of pandas.DataFrame or pathlib.Path
         What `draws` puts together: tables with the columns of `DRAW_COLUMNS`, or files of them, read when asked for.
-    controls : pandas.DataFrame
-        Columns and dtypes of `CONTROL_COLUMNS`; may be empty.
+    controls, penalties, reliability : pandas.DataFrame
+        Columns and dtypes of `CONTROL_COLUMNS`, `PENALTY_COLUMNS` and `RELIABILITY_COLUMNS`; may be empty.
 
     Raises
     ------
@@ -51,15 +73,18 @@ class Results:
     """
 
     rows: pd.DataFrame
-    comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
+    comparisons: pd.DataFrame = field(default_factory=partial(_empty, COMPARISON_COLUMNS))
     provenance: Mapping[str, Any] = field(default_factory=dict)
     draw_sources: Sequence[pd.DataFrame | Path] = ()
-    controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CONTROL_COLUMNS)))
+    controls: pd.DataFrame = field(default_factory=partial(_empty, CONTROL_COLUMNS))
+    penalties: pd.DataFrame = field(default_factory=partial(_empty, PENALTY_COLUMNS))
+    reliability: pd.DataFrame = field(default_factory=partial(_empty, RELIABILITY_COLUMNS))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tidy(self.rows, COLUMNS))
         object.__setattr__(self, "comparisons", tidy(self.comparisons, COMPARISON_COLUMNS))
-        object.__setattr__(self, "controls", tidy(self.controls, CONTROL_COLUMNS))
+        for name, columns in _LATER_TABLES.items():
+            object.__setattr__(self, name, tidy(getattr(self, name), columns))
         object.__setattr__(self, "provenance", dict(self.provenance))
         twice = self.rows.duplicated(_ROW_KEY)
         if twice.any():
@@ -73,11 +98,10 @@ class Results:
     @property
     def draws(self) -> pd.DataFrame:
         """Bootstrap draws, with the columns and dtypes of `DRAW_COLUMNS`; StoreError if their file cannot be read."""
-        empty = pd.DataFrame(columns=list(DRAW_COLUMNS))
         tables = [
             read_table(source, DRAW_COLUMNS)[0] if isinstance(source, Path) else source for source in self.draw_sources
         ]
-        return tidy(pd.concat(tables or [empty], ignore_index=True), DRAW_COLUMNS)
+        return tidy(pd.concat(tables or [_empty(DRAW_COLUMNS)], ignore_index=True), DRAW_COLUMNS)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -261,7 +285,7 @@ class Results:
         return plot_curves(self, labels, metric, ax=ax, **filters)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``draws``, ``comparisons``, ``controls`` and ``results.parquet``, each at once or not at all.
+        """Write each table, ``results.parquet`` last, at once or not at all.
 
         Raises
         ------
@@ -274,7 +298,8 @@ class Results:
         # The results come last: a folder that has them is complete.
         write_table(Path(folder, "draws.parquet"), self.draws, provenance)
         write_table(Path(folder, "comparisons.parquet"), self.comparisons, provenance)
-        write_table(Path(folder, "controls.parquet"), self.controls, provenance)
+        for name in _LATER_TABLES:
+            write_table(Path(folder, f"{name}.parquet"), getattr(self, name), provenance)
         return write_table(Path(folder, "results.parquet"), self.rows, provenance)
 
     @classmethod
@@ -293,9 +318,8 @@ class Results:
             raise StoreError(f"no results at {path}: {hint}")
         rows, provenance = read_table(file, COLUMNS)
         comparisons, _ = read_table(file.with_name("comparisons.parquet"), COMPARISON_COLUMNS)
-        controls = file.with_name("controls.parquet")
-        # Runs of earlier versions have none.
-        known = {"controls": read_table(controls, CONTROL_COLUMNS)[0]} if controls.is_file() else {}
+        later = {name: file.with_name(f"{name}.parquet") for name in _LATER_TABLES}
+        known = {name: read_table(table, _LATER_TABLES[name])[0] for name, table in later.items() if table.is_file()}
         return cls(rows, comparisons, provenance, (file.with_name("draws.parquet"),), **known)
 
     @classmethod
@@ -319,7 +343,7 @@ class Results:
             pd.concat([one.comparisons for one in results], ignore_index=True),
             {"runs": [run for one in results for run in one.runs]},
             [source for one in results for source in one.draw_sources],
-            pd.concat([one.controls for one in results], ignore_index=True),
+            **{n: pd.concat([getattr(one, n) for one in results], ignore_index=True) for n in _LATER_TABLES},
         )
 
     def __repr__(self) -> str:
