@@ -71,8 +71,10 @@ def _rank(y: Array, scores: Array, weights: Array) -> tuple[Floats, Floats]:
     passed = passed[:-1]
     seen = found + passed
     precision = np.divide(found, seen, out=np.zeros(seen.shape), where=seen > 0, dtype=np.float64)
-    ties = np.einsum("nb,nb->b", weights[negative[equal]], gained[above[equal]], dtype=np.float64)
-    worse = np.einsum("kb,kb->b", gained, passed, dtype=np.float64) - ties / 2
+    worse = np.einsum("kb,kb->b", gained, passed, dtype=np.float64)
+    if equal.any():
+        tied = sums_by_group(weights, negative[equal], above[equal], len(descending))
+        worse -= np.einsum("kb,kb->b", gained, tied, dtype=np.float64) / 2
     return ratio(np.einsum("kb,kb->b", gained, precision), positives), ratio(worse, positives * negatives)
 
 
