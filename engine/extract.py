@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,10 @@ def extract(
     if profile is not None and (Path(profile).is_dir() or not Path(profile).absolute().parent.is_dir()):
         # It is written at the end: hours later is late to learn of it.
         raise InputError(f"the profile {str(profile)!r} cannot be written there: give a file in a folder that exists")
+    with warnings.catch_warnings():
+        # In a notebook without widgets, tqdm says at its import that it wants them; nothing of it is shown here.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import_module("huggingface_hub.utils.tqdm")
     location = locate(config.run.out, fsync=config.run.fsync)
     mode = mode_of(location, resume=resume, append=append)
     dataset = load_dataset(config.data, samples)
