@@ -14,6 +14,7 @@ from .bootstrap import interval
 from .calibration import calibrate
 from .metrics import CALIBRATED, score, score_probabilities
 from .problem import ALL, Problem
+from .reliability import reliability
 from .sums import Floats, macro
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,14 @@ class Evaluation:
         One mapping per metric, target and split.
     draws
         By metric, float32 ``[draw]``: its value over all targets under each bootstrap draw of the test rows.
+    reliability
+        What `sonde.probes.reliability` gives of the test rows, with ``calibrated``: whether of the probabilities as
+        they are or of the calibrated ones.
     """
 
     records: list[dict[str, Any]]
     draws: Mapping[str, NDArray[np.float32]]
+    reliability: list[dict[str, Any]]
 
 
 def evaluate(
@@ -104,7 +109,14 @@ def evaluate(
                 | {"value": float(values[t]), "low": float(low[t]), "high": float(high[t])}
                 for target, t in wanted.items()
             ]
-    return Evaluation(records, {name: values[:, -1].astype(np.float32) for name, values in drawn.items()})
+    truth = problem.truth(test)
+    bins = [
+        {"calibrated": after} | line
+        for after, chance in ((False, scores if categorical and probabilities else None), (True, calibrated))
+        if chance is not None
+        for line in reliability(problem.kind, truth, chance[test])
+    ]
+    return Evaluation(records, {name: values[:, -1].astype(np.float32) for name, values in drawn.items()}, bins)
 
 
 def warn_of_missing_positives(problem: Problem) -> None:

@@ -68,13 +68,18 @@ def class_probability_metrics(y: Array, chance: Array, weights: Array) -> dict[s
     }
 
 
+def bin_of(chance: Array) -> Array:
+    """Number of the bin of each probability among `N_BINS` equal ones, closed above."""
+    return np.searchsorted(np.linspace(0, 1, N_BINS + 1)[1:-1], chance)
+
+
 def _clip(chance: Array) -> Floats:
     eps = float(np.finfo(chance.dtype).eps)
     return np.clip(chance.astype(np.float64), eps, 1 - eps)
 
 
 def _calibration_error(y: Array, chance: Array, weights: Array) -> Floats:
-    bins = np.searchsorted(np.linspace(0, 1, N_BINS + 1)[1:-1], chance)
+    bins = bin_of(chance)
     excess = y - chance.astype(np.float64)
     gaps = (np.abs(sums(weights, np.where(bins == m, excess, 0.0))) for m in np.unique(bins))
     return ratio(sum(gaps, start=np.zeros((len(weights), y.shape[1]))), totals(weights))

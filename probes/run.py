@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sonde.callbacks import Callback, Watch, watched
 from sonde.errors import InputError, StoreError
-from sonde.store import Store
+from sonde.store import Labels, Store
 
 from .assemble import about_run, assemble, origin_of, save_scores
 from .baseline import text_baseline
@@ -27,7 +27,7 @@ from .fit import ALPHAS, Library, Solver, ensure_solvable
 from .layers import LayerTask, ProbedLayer, Recipe, layer_tasks
 from .parts import LAYERS, Parts
 from .probe import save_probes
-from .problem import Problem, names_of
+from .problem import Problem, columns_of, names_of
 from .results import Results
 from .ridge import alpha_array
 from .schedule import run_tasks
@@ -55,6 +55,7 @@ def probe(
     permutations: int = 0,
     control_task: str | None = None,
     codelength: bool = False,
+    erase: str | None = None,
     transfer: str | None = None,
     texts: Mapping[str, str] | None = None,
     cache: bool = True,
@@ -102,6 +103,9 @@ def probe(
         labels of the types.
     codelength
         Whether logistic probes also give the online codelength of the labels.
+    erase
+        Labels of which linear probes could know nothing any more: every layer is also probed after LEACE has erased
+        them, by the training samples that have them. The labels themselves, to see that nothing is left, or others.
     transfer
         Labels, or a column of the store, that say of what variant of the question each sample is: probes trained on
         one are also tested on all others.
@@ -151,6 +155,7 @@ def probe(
         permutations,
         None if control_task is None else make_control_task(problem, names_of(store, control_task).tolist(), seed),
         codelength,
+        None if erase is None else _columns_to_erase(store.labels(erase)),
         None if transfer is None else names_of(store, transfer),
         seed,
     )
@@ -211,6 +216,12 @@ def _tell(watch: Watch, results: Results) -> None:
         scores = rows[rows["layer"] == layer]
         names = scores["site"] + "/" + scores["tokens"] + "/" + scores["metric"] + "/" + scores["split"]
         watch.on_result(int(layer), dict(zip(names, scores["value"].astype(float), strict=True)))
+
+
+def _columns_to_erase(labels: Labels) -> NDArray[np.float64]:
+    columns, _ = columns_of(labels)
+    columns[~labels.present] = np.nan
+    return columns
 
 
 @contextmanager

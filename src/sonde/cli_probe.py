@@ -75,6 +75,10 @@ def probe(
         typer.Option(metavar="LABELS", help="Labels or column that tell types of input, for a control task."),
     ] = None,
     codelength: Annotated[bool, typer.Option("--codelength", help="Online codelength (logistic).")] = False,
+    erase: Annotated[
+        str | None,
+        typer.Option(metavar="LABELS", help="Labels to erase (LEACE), for every layer to be probed once more."),
+    ] = None,
     transfer: Annotated[
         str | None,
         typer.Option(metavar="LABELS", help="Labels or column that tell variants: train on one, test on all."),
@@ -114,6 +118,7 @@ def probe(
         permutations=permutations,
         control_task=control_task,
         codelength=codelength,
+        erase=erase,
         transfer=transfer,
         texts=None if texts is None else _texts(texts),
         callbacks=[progress_bar()],

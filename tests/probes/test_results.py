@@ -200,6 +200,8 @@ def test_results_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
         "comparisons.parquet",
         "controls.parquet",
         "draws.parquet",
+        "penalties.parquet",
+        "reliability.parquet",
         "results.parquet",
     ]
 

@@ -39,7 +39,7 @@ def whole(example: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Resul
 
 
 def assert_same(found: Results, folder: Path, whole: tuple[Results, Path]) -> None:
-    for name in ("rows", "comparisons", "controls", "draws"):
+    for name in ("rows", "comparisons", "controls", "penalties", "reliability", "draws"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(whole[0], name))
     assert sorted(f.name for f in folder.iterdir()) == sorted(f.name for f in whole[1].iterdir())
     assert (folder / "probes.safetensors").read_bytes() == (whole[1] / "probes.safetensors").read_bytes()
