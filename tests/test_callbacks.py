@@ -1,6 +1,7 @@
 """A run tells whoever watches it that it starts, how far it is, what came of it, and how it ended."""
 
 import json
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sonde.store.copying import copy_store
 
 from .recorder import Recorder
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 CHOSEN: dict[str, Any] = {"tokens": ["mean"], "n_draws": 20, "n_folds": 3}
 
 
@@ -83,3 +85,15 @@ def test_only_who_was_told_of_a_start_is_told_of_the_end() -> None:
 def test_nothing_is_shown_where_nobody_looks(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sonde.probe(store, "topic", **CHOSEN)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_example_for_tensorboard_writes_scores_by_layer(store: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    example = runpy.run_path(str(EXAMPLES / "log_to_tensorboard.py"))
+    results = sonde.probe(store, "topic", callbacks=[example["TensorBoard"](tmp_path / "logs")], **CHOSEN)
+    [folder] = (tmp_path / "logs").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    points = {point.step: point.value for point in events.Scalars("resid_post/mean/accuracy/test")}
+    test = results.curves("topic", "accuracy").query("split == 'test'").set_index("layer")["value"]
+    assert points == pytest.approx(test.to_dict())
