@@ -355,7 +355,9 @@ class Results:
         return f"{head}\n{summary[columns].to_string(index=False, float_format='{:.3f}'.format)}"
 
     def _repr_html_(self) -> str:
-        return str(self.summary().to_html(index=False, float_format="{:.3f}".format))
+        from .notebook import card
+
+        return card(self)
 
     def curves(self, labels: str | None = None, metric: str | None = None, **filters: str | None) -> pd.DataFrame:
         """Take the ``cv`` and ``test`` rows of the whole ("all") of one labels and metric.

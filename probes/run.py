@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonde.callbacks import Callback, Watch, watched
 from sonde.errors import InputError, StoreError
 from sonde.store import Labels, Store
 
@@ -63,7 +64,7 @@ def probe(
     workers: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Results:
     """Fit linear probes to every layer of a store.
 
@@ -124,8 +125,9 @@ def probe(
         not exist. While layers are probed, those that are done are in its folder ``layers``.
     resume
         Go on with the layers that a run to ``out`` has left, or begin it.
-    on_progress
-        Called with (layers done, layers in all).
+    callbacks
+        Who is told how it goes, after every layer. Left out, a progress bar at a terminal or in a notebook; ``()`` for
+        none.
 
     Returns
     -------
@@ -163,17 +165,20 @@ def probe(
     recipe = Recipe(solver, penalties, device, backend, class_weight, cache, controls)
     draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
     # The folder comes first: hours of probing must not end at one that cannot be made.
-    with _folder(out, resume) as path:
+    with ExitStack() as stack:
+        path = stack.enter_context(_folder(out, resume))
         if path is not None and (path / "results.parquet").is_file():
             log.info("%s is finished", path)
             return Results.load(path)
         about = about_run(store, problem, recipe, n_draws)
         parts = None if path is None else Parts(path, about, origin_of(store, problem, seed))
+        facts = {"run": "probe", "unit": "layers", "out": None if path is None else str(path)}
+        watch = stack.enter_context(watched(callbacks, about | origin_of(store, problem, seed) | facts))
         done = parts.begin(tasks) if parts is not None else []
         known = {(probed.spec.name, probed.probe.layer) for probed in done}
         left = [task for task in tasks if (task.spec.name, task.layer) not in known]
-        if done and on_progress is not None:
-            on_progress(len(done), len(tasks))
+        if done:
+            watch.on_progress(len(done), len(tasks))
         for probed in run_tasks(
             LayerTask.run,
             left,
@@ -186,8 +191,7 @@ def probe(
             done.append(probed)
             if parts is not None:
                 parts.add(probed)
-            if on_progress is not None:
-                on_progress(len(done), len(tasks))
+            watch.on_progress(len(done), len(tasks))
         order = {(task.spec.name, task.layer): i for i, task in enumerate(tasks)}
         done.sort(key=lambda probed: order[probed.spec.name, probed.probe.layer])
         if solver != "mass-mean":
@@ -200,7 +204,18 @@ def probe(
             # The results come last: a folder that has them is complete.
             results.save(path)
             parts.remove()
+        _tell(watch, results)
     return results
+
+
+def _tell(watch: Watch, results: Results) -> None:
+    """Give out the scores of all targets together, a layer at a time; baselines are of none."""
+    rows = results.rows
+    rows = rows[(rows["target"] == "all") & (rows["layer"] >= 0)]
+    for layer in sorted(rows["layer"].unique()):
+        scores = rows[rows["layer"] == layer]
+        names = scores["site"] + "/" + scores["tokens"] + "/" + scores["metric"] + "/" + scores["split"]
+        watch.on_result(int(layer), dict(zip(names, scores["value"].astype(float), strict=True)))
 
 
 def _columns_to_erase(labels: Labels) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "sonde"
 ROOMS = ("engine", "store", "probes")
 # Which rooms a room may import besides itself, and which modules stand outside of all rooms.
 MAY_IMPORT = {"store": set(), "engine": {"store"}, "probes": {"store"}}
-FREE_FOR_ALL = {"errors", "workers", "__version__"}
+FREE_FOR_ALL = {"callbacks", "errors", "workers", "__version__"}
 DOORS = {
     *("__init__", "__main__", "cli", "cli_about", "cli_probe", "cli_store", "demo", "doctor", "features", "study"),
     *("study_config", "terminal"),

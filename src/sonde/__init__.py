@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from .callbacks import Callback
 from .errors import CorruptStoreError, InputError, ModelError, ProbeError, SondeError, StoreError, WorkerError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Callback",
     "CorruptStoreError",
     "Dataset",
     "ExtractConfig",

@@ -19,7 +19,8 @@ from .cli_probe import app as probe_commands
 from .cli_store import SKIPPED, Json, examples, show
 from .cli_store import app as store_commands
 from .errors import SondeError
-from .terminal import console, extraction_progress, logging_to_stderr, print_plan
+from .progress import console
+from .terminal import logging_to_stderr, print_plan, progress_bar
 
 INTERRUPTED = 130
 
@@ -184,16 +185,15 @@ def extract(
         plan = plan_extraction(checked)
         print(json.dumps(asdict(plan))) if as_json else print_plan(plan)
         return 0
-    with extraction_progress() as on_progress:
-        store = run_extract(
-            checked,
-            resume=resume,
-            append=append,
-            workers=workers,
-            scheduler=scheduler,
-            profile=profile,
-            on_progress=on_progress,
-        )
+    store = run_extract(
+        checked,
+        resume=resume,
+        append=append,
+        workers=workers,
+        scheduler=scheduler,
+        profile=profile,
+        callbacks=[progress_bar()],
+    )
     show(store, as_json)
     return SKIPPED if store.skipped else 0
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .cli_store import Json, examples
-from .terminal import console
+from .progress import console
 
 app = typer.Typer()
 

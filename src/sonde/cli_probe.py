@@ -13,7 +13,8 @@ import typer
 
 from .cli_store import SKIPPED, Json, StorePath, examples
 from .errors import InputError
-from .terminal import console, counting_progress, extraction_progress, print_plan, print_results
+from .progress import console
+from .terminal import print_plan, print_results, progress_bar
 
 app = typer.Typer()
 
@@ -93,36 +94,35 @@ def probe(
 
     name = "-".join([labels, *(where or []), solver.value])
     folder = out or Path(f"{store.rstrip('/').removesuffix('.zarr')}.probes") / name
-    with counting_progress("layers") as on_progress:
-        results = run_probe(
-            store,
-            labels,
-            where=_conditions(where or []),
-            solver=solver.value,
-            sites=site,
-            tokens=tokens,
-            layers=layer,
-            alphas=alpha,
-            n_folds=folds,
-            test_size=test_size,
-            n_draws=draws,
-            seed=seed,
-            device=device,
-            scheduler=scheduler,
-            workers=workers,
-            out=folder,
-            resume=resume,
-            backend=backend.value,
-            class_weight="balanced" if balanced else None,
-            cache=cache,
-            permutations=permutations,
-            control_task=control_task,
-            codelength=codelength,
-            erase=erase,
-            transfer=transfer,
-            texts=None if texts is None else _texts(texts),
-            on_progress=on_progress,
-        )
+    results = run_probe(
+        store,
+        labels,
+        where=_conditions(where or []),
+        solver=solver.value,
+        sites=site,
+        tokens=tokens,
+        layers=layer,
+        alphas=alpha,
+        n_folds=folds,
+        test_size=test_size,
+        n_draws=draws,
+        seed=seed,
+        device=device,
+        scheduler=scheduler,
+        workers=workers,
+        out=folder,
+        resume=resume,
+        backend=backend.value,
+        class_weight="balanced" if balanced else None,
+        cache=cache,
+        permutations=permutations,
+        control_task=control_task,
+        codelength=codelength,
+        erase=erase,
+        transfer=transfer,
+        texts=None if texts is None else _texts(texts),
+        callbacks=[progress_bar()],
+    )
     if as_json:
         summary = results.summary()
         tables = {"summary": summary, "controls": results.controls}
@@ -205,8 +205,7 @@ def study(
     done = run_study(
         checked,
         say=lambda text: screen.print(text, highlight=False),
-        extracting=lambda _: extraction_progress(),
-        probing=lambda _: counting_progress("layers"),
+        callbacks=[progress_bar()],
     )
     if as_json:
         tables = {name: getattr(done.findings, name) for name in ("peaks", "cues", "prompts", "models")}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import InputError, StoreError
-from .terminal import counting_progress, print_store
+from .terminal import print_store, progress_bar
 
 if TYPE_CHECKING:
     from .store import Kind, Store
@@ -81,8 +81,7 @@ def copy_command(
     """Copy a store to another place, with every chunk checked; a copy that was cut off goes on."""
     from .store.copying import copy_store
 
-    with counting_progress("ranges") as on_progress:
-        copied = copy_store(source, destination, on_progress=on_progress)
+    copied = copy_store(source, destination, callbacks=[progress_bar()])
     if as_json:
         facts = {"store": str(copied.store.location), "complete": copied.store.complete}
         print(json.dumps(facts | {"copied": copied.ranges, "present": copied.present, "bytes": copied.nbytes}))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .features import Feature, broken_requirements, features, why_not
-from .terminal import console, size
+from .progress import console
+from .terminal import size
 
 VERSIONS = ("torch", "torchvision", "transformers", "accelerate", "zarr", "numpy", "scipy", "scikit-learn", "dask")
 _BLOCK = 4 << 20
