@@ -1,0 +1,127 @@
+"""How Sphinx builds these pages; tables made of the code stand where a page says ``<!-- generated: NAME -->``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from sphinx.application import Sphinx
+
+import sonde
+
+project = "sonde"
+author = "the authors of sonde"
+version = release = sonde.__version__
+html_title = f"sonde {version}"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+pygments_style, pygments_dark_style = "friendly", "monokai"
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
+html_theme_options = {"navigation_with_keys": True}
+html_show_sphinx = False
+html_copy_source = html_show_sourcelink = False
+
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+autosummary_generate = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 96
+# Attributes are in the docstrings of the classes; autodoc adds methods and properties.
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {"GL06", "GL07", "PR02", "PR10", "RT05", "SS01"}
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as typer tells them."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from sonde.cli import app
+
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="sonde"), name="sonde")
+    # A bracket that is no markup has a backslash in help texts; the page has a title of its own.
+    return text.replace("\\[", "[").partition("\n")[2]
+
+
+def extraction() -> str:
+    """The settings of an extraction, a table for each section."""
+    from sonde.engine import ExtractConfig
+
+    return "\n".join(_sections(ExtractConfig.model_json_schema()))
+
+
+def study() -> str:
+    """The settings that a study has besides."""
+    from sonde.engine.config import ModelSection
+    from sonde.study_config import StudyConfig
+
+    known = {("models", setting) for setting in ModelSection.model_fields}
+    known |= {("data", ""), ("capture", ""), ("run", "")}
+    return "\n".join(_sections(StudyConfig.model_json_schema(), known))
+
+
+def families() -> str:
+    """The families of models that the tests run over."""
+    from sonde.engine.families import FAMILIES
+
+    rows = (f"| {f.name} | `{f.model_type}` | {f.takes} | {f.verified} |" for f in FAMILIES)
+    return "\n".join(["| family | `model_type` | takes | how it was verified |", "|---|---|---|---|", *rows])
+
+
+def _sections(schema: Mapping[str, Any], known: Collection[tuple[str, str]] = ()) -> Iterator[str]:
+    """Write a table for each section of a schema, but for the settings that are known and whole sections of them."""
+    for name, field in schema["properties"].items():
+        if (name, "") in known:
+            continue
+        [reference] = re.findall(r"#/\$defs/(\w+)", json.dumps(field))
+        section = schema["$defs"][reference]
+        title = f"[[{name}]]" if field.get("type") == "array" else f"[{name}]"
+        yield from (f"## `{title}`", "", "| setting | value | default | meaning |", "|---|---|---|---|")
+        for setting, about in section["properties"].items():
+            if (name, setting) in known:
+                continue
+            required = setting in section.get("required", ())
+            default = "*needed*" if required else "" if about.get("default") is None else _code(about["default"])
+            meaning = re.sub(r"([*_|])", r"\\\1", about.get("description", ""))
+            yield f"| `{setting}` | {' or '.join(_values(about))} | {default} | {meaning} |"
+        yield ""
+
+
+def _values(about: Mapping[str, Any]) -> list[str]:
+    """Say in words what a setting may be, from its JSON schema."""
+    if "anyOf" in about:
+        said = (value for one in about["anyOf"] if one.get("type") != "null" for value in _values(one))
+        return list(dict.fromkeys(said))
+    if "enum" in about or "const" in about:
+        return [_code(value) for value in about.get("enum", [about.get("const")])]
+    kind = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "table"}.get(about["type"])
+    if about["type"] == "array":
+        return [f"list of {' or '.join(_values(about['items']))}"]
+    if about["type"] == "object" and "propertyNames" in about:
+        return [f"table of {', '.join(_values(about['propertyNames']))}"]
+    return [kind or about["type"]]
+
+
+def _code(value: object) -> str:
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+GENERATED = {"commands": commands, "extraction": extraction, "study": study, "families": families}
+
+
+def fill(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put generated text in its places."""
+    source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what this file adds to Sphinx."""
+    app.connect("source-read", fill)
