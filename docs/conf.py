@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 
 import sonde
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 project = "sonde"
 author = "the authors of sonde"
@@ -76,6 +80,31 @@ def families() -> str:
     return "\n".join(["| family | `model_type` | takes | how it was verified |", "|---|---|---|---|", *rows])
 
 
+def benchmarks() -> str:
+    """Which scripts there are, and what each asks."""
+    rows = ["| script | what it asks |", "|---|---|"]
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if 'if __name__ == "__main__":' in source and (asked := ast.get_docstring(ast.parse(source))):
+            rows.append(f"| `benchmarks.{path.stem}` | {asked.partition(chr(10))[0]} |")
+    return "\n".join(rows)
+
+
+def owed() -> str:
+    """What the recorded runs say of what is owed."""
+    rows = ["| run | owed | found | bound | |", "|---|---|---|---|---|"]
+    for path in sorted((BENCHMARKS / "results").glob("*.txt")):
+        link = f"[{path.stem}](../benchmarks/results/{path.name})"
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if found := re.fullmatch(r"owed (.+): ([\d.,]+) of (at \w+ [\d.,]+), (holds|MISSED)", line):
+                name, value, bound, state = found.groups()
+                rows.append(
+                    f"| {link} | {name} | {value} | {bound} | {state.lower().replace('missed', '**missed**')} |"
+                )
+                link = ""
+    return "\n".join(rows)
+
+
 def _sections(schema: Mapping[str, Any], known: Collection[tuple[str, str]] = ()) -> Iterator[str]:
     """Write a table for each section of a schema, but for the settings that are known and whole sections of them."""
     for name, field in schema["properties"].items():
@@ -114,7 +143,7 @@ def _code(value: object) -> str:
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
-GENERATED = {"commands": commands, "extraction": extraction, "study": study, "families": families}
+GENERATED = {maker.__name__: maker for maker in (benchmarks, commands, extraction, families, owed, study)}
 
 
 def fill(app: Sphinx, page: str, source: list[str]) -> None:
