@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 
 import sonde
@@ -25,9 +27,10 @@ default_role = "py:obj"
 pygments_style, pygments_dark_style = "friendly", "monokai"
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["pages.css"]
 html_theme_options = {"navigation_with_keys": True}
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
+html_math_renderer = "mathml"
 html_copy_source = html_show_sourcelink = False
 
 myst_heading_anchors = 4
@@ -85,7 +88,8 @@ def benchmarks() -> str:
     rows = ["| script | what it asks |", "|---|---|"]
     for path in sorted(BENCHMARKS.glob("*.py")):
         source = path.read_text(encoding="utf-8")
-        if 'if __name__ == "__main__":' in source and (asked := ast.get_docstring(ast.parse(source))):
+        asked = ast.get_docstring(ast.parse(source))
+        if asked and 'if __name__ == "__main__":' in source and "--fast" in source:
             rows.append(f"| `benchmarks.{path.stem}` | {asked.partition(chr(10))[0]} |")
     return "\n".join(rows)
 
@@ -93,7 +97,7 @@ def benchmarks() -> str:
 def owed() -> str:
     """What the recorded runs say of what is owed."""
     rows = ["| run | owed | found | bound | |", "|---|---|---|---|---|"]
-    for path in sorted((BENCHMARKS / "results").glob("*.txt")):
+    for path in sorted((BENCHMARKS / "results").glob("*.txt"), reverse=True):
         link = f"[{path.stem}](../benchmarks/results/{path.name})"
         for line in path.read_text(encoding="utf-8").splitlines():
             if found := re.fullmatch(r"owed (.+): ([\d.,]+) of (at \w+ [\d.,]+), (holds|MISSED)", line):
@@ -151,6 +155,13 @@ def fill(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), source[0])
 
 
+def formula(translator: Any, node: Any) -> None:
+    """Write a formula as MathML, which browsers draw by themselves: no script of another site."""
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
+    app.add_html_math_renderer("mathml", inline_renderers=(formula, None), block_renderers=(formula, None))
     app.connect("source-read", fill)

@@ -32,9 +32,9 @@ PAGES = {
 # Its blocks are of one store with all that a store can have: tests/test_docs.py.
 ELSEWHERE = "docs/schema.md"
 FIRST = "docs/data.md"
-# Words that a model stands in for; it is small, of random weights, and has the layers that pages name.
+# Models of the hub for which one stands in that is small, of random weights, and has the layers that pages name.
 STAND_INS = ("gpt2", "Qwen/Qwen2.5-VL-7B-Instruct")
-WORDS = "I have seen the Nobody knows where he left There it was at last , frog crow knife wolf ox"
+WORDS = "I have seen the Nobody knows where he left There it was at last ,"
 
 
 @dataclass(frozen=True, slots=True)
