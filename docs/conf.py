@@ -54,6 +54,8 @@ def commands() -> str:
 
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="sonde"), name="sonde")
+    # Each command follows with all that is told of it here in a few words.
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
     # A bracket that is no markup has a backslash in help texts; the page has a title of its own.
     return text.replace("\\[", "[").partition("\n")[2]
 
@@ -137,9 +139,9 @@ def _values(about: Mapping[str, Any]) -> list[str]:
         return [_code(value) for value in about.get("enum", [about.get("const")])]
     kind = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "table"}.get(about["type"])
     if about["type"] == "array":
-        return [f"list of {' or '.join(_values(about['items']))}"]
+        return [f"list ({' or '.join(_values(about['items']))})"]
     if about["type"] == "object" and "propertyNames" in about:
-        return [f"table of {', '.join(_values(about['propertyNames']))}"]
+        return [f"table ({' or '.join(_values(about['propertyNames']))})"]
     return [kind or about["type"]]
 
 
