@@ -42,7 +42,11 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 96
 # Attributes are in the docstrings of the classes; autodoc adds methods and properties.
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL06", "GL07", "PR02", "PR10", "RT05", "SS01"}
+# All checks of numpydoc but these: one sentence is enough where it says all.
+numpydoc_validation_checks = {
+    *("all", "ES01", "EX01", "GL01", "GL02", "PR01", "PR03", "PR04", "PR07", "PR08"),
+    *("RT01", "RT03", "SA01", "SS05", "YD01"),
+}
 
 
 def commands() -> str:
