@@ -20,7 +20,7 @@ ROOMS = ("engine", "store", "probes")
 # Which rooms a room may import besides itself, and which modules stand outside of all rooms.
 MAY_IMPORT = {"store": set(), "engine": {"store"}, "probes": {"store"}}
 FREE_FOR_ALL = {"errors", "workers", "__version__"}
-DOORS = {"__init__", "__main__", "cli", "cli_store", "demo", "study", "study_config", "terminal"}
+DOORS = {"__init__", "__main__", "asked", "cli", "cli_store", "demo", "study", "study_config", "terminal"}
 MODULE_PATH = re.compile(r"sonde(\.\w+)+")
 HEAVY = {
     *("accelerate", "altair", "cuml", "cupy", "dask", "distributed", "matplotlib", "pandas", "pyarrow", "scipy"),

@@ -108,7 +108,7 @@ def _rules(baselines: pd.DataFrame) -> list[Any]:
 
     base = _base("baselines")
     tooltip = [alt.Tooltip("what:N", title="baseline"), alt.Tooltip("store:N"), *score_tooltip()]
-    text = base.mark_text(color=GREY, align="right", dx=-4, dy=-7, fontSize=11)
+    text = base.mark_text(align="right", dx=-4, dy=-7, fontSize=11)
     rules = [
         base.mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.5).encode(y="value:Q", tooltip=tooltip),
         text.encode(x=alt.value("width"), y="value:Q", text="what:N"),

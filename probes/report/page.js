@@ -37,6 +37,7 @@ function config({ ink, soft, line, background, colours }, width) {
     view: { stroke: null },
     mark: { color: colours[0] },
     title: { color: ink },
+    text: { color: soft },
     axis: {
       labelColor: soft, titleColor: ink, titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 13,
       gridColor: line, domainColor: line, tickColor: line,
