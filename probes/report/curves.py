@@ -92,13 +92,17 @@ def _null(names: list[str]) -> list[Any]:
     """The band and the mean of permuted labels' scores."""
     import altair as alt
 
-    null = _base().transform_filter(ALONE).transform_filter("isValid(datum.null_low)")
-    null = null.encode(x=layer_axis(), detail="curve:N")
+    # Of metrics without a null, the band is as thin as the curve and the mean is not drawn.
+    null = _base().encode(x=layer_axis(), detail="curve:N")
+    for name in _NULL_TITLES:
+        drawn = {f"{name}_drawn": f"isValid(datum.{name}) ? datum.{name} : datum.value"}
+        null = null.transform_calculate(**drawn)
+    known = alt.condition(f"({ALONE}) && isValid(datum.null)", alt.value(1), alt.value(0))
+    low = alt.Y("null_low_drawn:Q", title=None)
+    line = null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1)
     return [
-        null.mark_area(color=GREY).encode(
-            y=alt.Y("null_low:Q", title=None), y2="null_high:Q", opacity=band_opacity(names)
-        ),
-        null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1).encode(y="null:Q"),
+        null.mark_area(color=GREY).encode(y=low, y2="null_high_drawn:Q", opacity=band_opacity(names)),
+        line.encode(y="null_drawn:Q", opacity=known),
     ]
 
 

@@ -137,10 +137,12 @@ function csv({ data, titles }) {
 
 async function picture(element, kind) {
   const width = element.clientWidth;
-  const spec = { ...specification(element), width: width - GAP };
-  const compiled = vegaLite.compile(spec, { config: config(onPaper, width) });
-  const view = new vega.View(vega.parse(compiled.spec), { renderer: "none" });
-  return view.toImageURL(kind, kind === "png" ? 2 : 1);
+  const { view, finalize } = await vegaEmbed(document.createElement("div"), { ...specification(element), width }, {
+    mode: "vega-lite", config: config(onPaper, width), actions: false,
+  });
+  const address = await view.toImageURL(kind, kind === "png" ? 2 : 1);
+  finalize();
+  return address;
 }
 
 document.addEventListener("click", async ({ target }) => {

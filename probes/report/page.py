@@ -108,7 +108,7 @@ def _transfers(results: Results, leading: pd.DataFrame) -> list[Panel]:
         if matrix["trained_on"].nunique() > 1:
             of = " · ".join(str(line[name]) for name in ("store", "labels", "site", "tokens"))
             title = f"{of}, layer {line['best_layer']}"
-            found.append(Panel([transfer_figure(matrix, line["metric"], title)]))
+            found.append(Panel([transfer_figure(matrix, line["metric"], title)], title=title))
     return found
 
 
@@ -144,5 +144,6 @@ def _javascript() -> Markup:
     from markupsafe import Markup
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    names = "Object.assign(window, { vega, vegaLite, vegaEmbed });"
-    return Markup(vl_convert.javascript_bundle(names, version).replace("</script", "<\\/script"))
+    return Markup(
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version).replace("</script", "<\\/script")
+    )

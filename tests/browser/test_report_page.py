@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens without a complaint, and does what it offers by mouse, keyboard and on paper."""
+"""The report in a real browser: it opens without a complaint, and keeps its promises to mouse, keyboard and paper."""
 
 import itertools
 import re
@@ -16,13 +16,14 @@ from .conftest import N_LAYERS, N_TARGETS
 from .synthetic import METRICS, PRIMARY
 
 Show = Callable[..., Any]
+ON_TOP = """(elements, layer) => {
+  const point = elements.filter((element) => element.__data__?.datum?.layer === layer).at(-1);
+  return [point.getBoundingClientRect().toJSON(), point.__data__.datum.curve];
+}"""
 SCREENS = [(1280, "light"), (1280, "dark"), (400, "light")]
-LABELS_OF_AXIS = "els => els.map(e => e.textContent).filter(t => t.startsWith('category'))"
-
-
-def chart(page: Any, name: str) -> Any:
-    """The element of a figure, by the beginning of its description."""
-    return page.locator(f'figure:has(svg[aria-label^="{name}"])')
+FROM_TOP = """(elements) => elements.filter((element) => element.textContent.startsWith("category"))
+  .sort((one, other) => one.getBoundingClientRect().y - other.getBoundingClientRect().y)
+  .map((element) => element.textContent)"""
 
 
 def panel(page: Any, title: str) -> Any:
@@ -53,16 +54,17 @@ def test_every_chart_is_there_and_nothing_reaches_beyond_the_screen(show: Show, 
 
 def test_pointing_at_a_layer_tells_its_scores(show: Show, results: Results) -> None:
     page = show()
-    best = results.best(model="model-0", store="run-0.zarr")
-    points = chart(page, "average precision by layer on").locator(".mark-symbol path[aria-label]")
-    point = points.filter(has_not=page.locator("none")).locator(
-        f'xpath=self::*[contains(@aria-label, "layer: {best["layer"]};")]'
-    )
-    point.last.hover(force=True)
-    tooltip = page.locator("#vg-tooltip-element.visible")
-    tooltip.wait_for()
-    for name in ("value", "low", "high"):
-        assert f"{best[name]:.3f}" in tooltip.inner_text() or "run-1" in tooltip.inner_text()
+    layer = results.best(store="run-0.zarr")["layer"]
+    points = page.locator("figure").first.locator(".mark-symbol path")
+    # Of points that lie upon each other, the last one is on top.
+    box, store = points.evaluate_all(ON_TOP, int(layer))
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.locator("#vg-tooltip-element.visible").wait_for()
+    told = page.locator("#vg-tooltip-element").inner_text()
+    test = results.curves(metric=PRIMARY, store=store)
+    row = test[(test["split"] == "test") & (test["layer"] == layer)].iloc[0]
+    for text in (store, str(layer), *(f"{row[name]:.3f}" for name in ("value", "low", "high")), "2000", "0.220"):
+        assert text in told
 
 
 def test_targets_stand_in_the_order_that_is_chosen(show: Show, results: Results) -> None:
@@ -80,10 +82,10 @@ def test_targets_stand_in_the_order_that_is_chosen(show: Show, results: Results)
     for order, targets in expected.items():
         heatmap.get_by_label("Sort by").select_option(label=order)
         page.wait_for_timeout(100)
-        assert heatmap.locator(".role-axis-label text").evaluate_all(LABELS_OF_AXIS) == targets
+        assert heatmap.locator(".role-axis-label text").evaluate_all(FROM_TOP) == targets
     heatmap.get_by_label("Sort by").select_option(label="peak layer")
     page.wait_for_timeout(100)
-    found = heatmap.locator(".role-axis-label text").evaluate_all(LABELS_OF_AXIS)
+    found = heatmap.locator(".role-axis-label text").evaluate_all(FROM_TOP)
     peaks = by_target["value"].idxmax()
     assert [peaks[target] for target in found] == sorted(peaks)
 
@@ -93,7 +95,7 @@ def test_another_layer_has_other_penalties_and_another_calibration(show: Show) -
     closeup = panel(page, "One layer close up")
     figures = [closeup.locator("figure").nth(i) for i in range(2)]
     before = [paths(page, figure) for figure in figures]
-    closeup.get_by_label("Layer", exact=True).select_option(label="2")
+    closeup.locator('select[data-param="layer"]').select_option(label="2")
     page.wait_for_timeout(100)
     for figure, old in zip(figures, before, strict=True):
         assert paths(page, figure) != old
@@ -104,7 +106,7 @@ def test_choosing_a_curve_goes_to_its_best_layer(show: Show, results: Results) -
     closeup = panel(page, "One layer close up")
     for line in results.summary().itertuples():
         closeup.get_by_label("Curve").select_option(label=line.store)
-        assert closeup.get_by_label("Layer", exact=True).input_value() == str(line.best_layer)
+        assert closeup.locator('select[data-param="layer"]').input_value() == str(line.best_layer)
 
 
 def test_a_metric_can_be_chosen_by_keyboard_alone(show: Show) -> None:
@@ -119,7 +121,7 @@ def test_a_metric_can_be_chosen_by_keyboard_alone(show: Show) -> None:
     before = paths(page, curves)
     page.keyboard.press("ArrowDown")
     page.wait_for_timeout(100)
-    assert curves.locator("svg").inner_text().startswith("") and "accuracy" in curves.locator("svg").text_content()
+    assert "accuracy" in curves.locator("svg").text_content()
     assert paths(page, curves) != before
 
 
@@ -157,7 +159,7 @@ def test_a_figure_is_saved_as_picture_and_as_numbers(show: Show, results: Result
 
 def test_every_chart_tells_its_figures_and_has_them_as_a_table(show: Show) -> None:
     page = show()
-    described = page.locator(".chart svg").evaluate_all("els => els.map(e => e.getAttribute('aria-label'))")
+    described = page.locator(".chart").evaluate_all("els => els.map(e => e.getAttribute('aria-label'))")
     assert len(described) == 7
     assert all(re.search(r"\d\.\d{3}|layer \d", text) for text in described)
     heatmap = panel(page, "Layer by target")
