@@ -25,7 +25,6 @@ _OPTIONAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("data.hf_dataset", ("datasets",), "'sonde[datasets]'"),
     ("store.to_xarray", ("xarray",), "'xarray>=2025.1'"),
     ("reports", ("jinja2", "vl_convert", "altair"), "jinja2 vl-convert-python altair"),
-    ("progress in Jupyter", ("ipywidgets",), "ipywidgets"),
     ("logs to TensorBoard", ("tensorboard",), "tensorboard"),
     ("logs to MLflow", ("mlflow",), "mlflow"),
     ("logs to W&B", ("wandb",), "wandb"),
