@@ -89,14 +89,10 @@ def tokens_at(grid: torch.Tensor, tokens: str) -> torch.Tensor:
     rows, columns = grid.shape
     if region.cells is None:
         if not (-rows <= region.row < rows and -columns <= region.column < columns):
-            raise InputError(
-                f"tokens {tokens}: its first image has {rows} x {columns} tokens, counted from 0: choose one of them"
-            )
+            raise InputError(f"tokens {tokens}: its first image has {rows} x {columns} tokens")
         return grid[region.row, region.column].reshape(1)
     if region.cells[0] > rows or region.cells[1] > columns:
-        raise InputError(
-            f"tokens {tokens}: its first image has {rows} x {columns} tokens, fewer than cells: ask for fewer cells"
-        )
+        raise InputError(f"tokens {tokens}: its first image has {rows} x {columns} tokens, fewer than cells")
     of_row = grid.tensor_split(region.cells[0], dim=0)[region.row]
     return of_row.tensor_split(region.cells[1], dim=1)[region.column].flatten()
 
