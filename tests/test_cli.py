@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ OPTIONS = {
     "pull": ["OWNER/NAME", "DST", "--revision"],
     "probe": ["RUN.zarr", "--labels", "--solver", "--out", "--scheduler", "--workers", "--json"],
     "labels add": ["RUN.zarr", "FILE", "--ignore-unknown", "--overwrite", "--kind"],
-    "report": ["DIR", "--out"],
+    "report": ["DIR", "--out", "--worst"],
     "info": ["RUN.zarr", "--json"],
     "verify": ["RUN.zarr", "--repair", "--json"],
 }
@@ -227,6 +228,28 @@ def test_report_of_two_results(store: Path, call: Any, tmp_path: Path) -> None:
     assert "topic" in page
     assert "share" in page
     assert (tmp_path / "layer_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_prompts_where_it_is_asked_to_and_only_those_that_were_extracted(
+    study: Any, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest, page = Path(shutil.copy(study.manifest, tmp_path / "own.jsonl")), tmp_path / "page.html"
+    prompts = [json.loads(line)["prompt"] for line in manifest.read_text().splitlines()]
+    assert call("extract", study.config, "--set", f'data.manifest="{manifest}"').code == 0
+    assert call("probe", "run.zarr", "--labels", "share", *FAST, "--tokens", "last").code == 0
+
+    def report(*options: object) -> tuple[int, str]:
+        answer = call("report", "run.probes/share-ridge", "--out", page, *options)
+        assert answer.code == 0
+        return sum(f">{prompt}<" in page.read_text() for prompt in prompts), answer.err
+
+    assert report() == (0, "")
+    assert report("--worst", 3) == (3, "")
+    manifest.write_text(manifest.read_text().replace("the", "a"))
+    n_shown, told = report("--worst", 3)
+    assert n_shown == 0
+    assert "their data set has changed since the extraction" in told
 
 
 def test_info_says_what_is_there(study: Any, store: Path, call: Any) -> None:

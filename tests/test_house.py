@@ -21,7 +21,19 @@ ROOMS = ("engine", "store", "probes")
 MAY_IMPORT = {"store": set(), "engine": {"store"}, "probes": {"store"}}
 FREE_FOR_ALL = {"callbacks", "errors", "workers", "__version__"}
 DOORS = {
-    *("__init__", "__main__", "cli", "cli_about", "cli_probe", "cli_store", "demo", "doctor", "features", "study"),
+    *(
+        "__init__",
+        "__main__",
+        "asked",
+        "cli",
+        "cli_about",
+        "cli_probe",
+        "cli_store",
+        "demo",
+        "doctor",
+        "features",
+        "study",
+    ),
     *("study_config", "terminal"),
 }
 MODULE_PATH = re.compile(r"sonde(\.\w+)+")

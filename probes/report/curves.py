@@ -92,13 +92,17 @@ def _null(names: list[str]) -> list[Any]:
     """The band and the mean of permuted labels' scores."""
     import altair as alt
 
-    null = _base().transform_filter(ALONE).transform_filter("isValid(datum.null_low)")
-    null = null.encode(x=layer_axis(), detail="curve:N")
+    # Of metrics without a null, the band is as thin as the curve and the mean is not drawn.
+    null = _base().encode(x=layer_axis(), detail="curve:N")
+    for name in _NULL_TITLES:
+        drawn = {f"{name}_drawn": f"isValid(datum.{name}) ? datum.{name} : datum.value"}
+        null = null.transform_calculate(**drawn)
+    known = alt.condition(f"({ALONE}) && isValid(datum.null)", alt.value(1), alt.value(0))
+    low = alt.Y("null_low_drawn:Q", title=None)
+    line = null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1)
     return [
-        null.mark_area(color=GREY).encode(
-            y=alt.Y("null_low:Q", title=None), y2="null_high:Q", opacity=band_opacity(names)
-        ),
-        null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1).encode(y="null:Q"),
+        null.mark_area(color=GREY).encode(y=low, y2="null_high_drawn:Q", opacity=band_opacity(names)),
+        line.encode(y="null_drawn:Q", opacity=known),
     ]
 
 
@@ -108,7 +112,7 @@ def _rules(baselines: pd.DataFrame) -> list[Any]:
 
     base = _base("baselines")
     tooltip = [alt.Tooltip("what:N", title="baseline"), alt.Tooltip("store:N"), *score_tooltip()]
-    text = base.mark_text(color=GREY, align="right", dx=-4, dy=-7, fontSize=11)
+    text = base.mark_text(align="right", dx=-4, dy=-7, fontSize=11)
     rules = [
         base.mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.5).encode(y="value:Q", tooltip=tooltip),
         text.encode(x=alt.value("width"), y="value:Q", text="what:N"),

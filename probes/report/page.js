@@ -37,6 +37,7 @@ function config({ ink, soft, line, background, colours }, width) {
     view: { stroke: null },
     mark: { color: colours[0] },
     title: { color: ink },
+    text: { color: soft },
     axis: {
       labelColor: soft, titleColor: ink, titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 13,
       gridColor: line, domainColor: line, tickColor: line,
@@ -136,10 +137,12 @@ function csv({ data, titles }) {
 
 async function picture(element, kind) {
   const width = element.clientWidth;
-  const spec = { ...specification(element), width: width - GAP };
-  const compiled = vegaLite.compile(spec, { config: config(onPaper, width) });
-  const view = new vega.View(vega.parse(compiled.spec), { renderer: "none" });
-  return view.toImageURL(kind, kind === "png" ? 2 : 1);
+  const { view, finalize } = await vegaEmbed(document.createElement("div"), { ...specification(element), width }, {
+    mode: "vega-lite", config: config(onPaper, width), actions: false,
+  });
+  const address = await view.toImageURL(kind, kind === "png" ? 2 : 1);
+  finalize();
+  return address;
 }
 
 document.addEventListener("click", async ({ target }) => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -23,6 +24,7 @@ from .figure import Drawn, Panel
 from .prompts import cue_panel, transfer_figure
 from .targets import target_panel
 from .words import records, shown
+from .worst import Sheet
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -38,7 +40,7 @@ class Section:
     note: str = ""
 
 
-def render(results: Results, summary: pd.DataFrame, findings: Findings | None) -> str:
+def render(results: Results, summary: pd.DataFrame, findings: Findings | None, sheets: Sequence[Sheet]) -> str:
     """Write the page of results, whose `Results.summary` is not empty, as HTML."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -56,6 +58,7 @@ def render(results: Results, summary: pd.DataFrame, findings: Findings | None) -
         said=[] if findings is None else sentences(findings)["peaks"],
         facts=facts(results),
         sections=_sections(results, leading, findings),
+        sheets=sheets,
         peaks=peak_table(summary),
         baselines=baseline_table(results),
         throughput=throughput(results),
@@ -105,7 +108,7 @@ def _transfers(results: Results, leading: pd.DataFrame) -> list[Panel]:
         if matrix["trained_on"].nunique() > 1:
             of = " · ".join(str(line[name]) for name in ("store", "labels", "site", "tokens"))
             title = f"{of}, layer {line['best_layer']}"
-            found.append(Panel([transfer_figure(matrix, line["metric"], title)]))
+            found.append(Panel([transfer_figure(matrix, line["metric"], title)], title=title))
     return found
 
 
@@ -141,5 +144,6 @@ def _javascript() -> Markup:
     from markupsafe import Markup
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    names = "Object.assign(window, { vega, vegaLite, vegaEmbed });"
-    return Markup(vl_convert.javascript_bundle(names, version).replace("</script", "<\\/script"))
+    return Markup(
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version).replace("</script", "<\\/script")
+    )

@@ -78,5 +78,4 @@ def transfer_figure(matrix: pd.DataFrame, metric: str, title: str) -> Figure:
         chart=chart.properties(width="container", height=34 * matrix["trained_on"].nunique()),
         data=matrix[list(titles)],
         titles=titles,
-        title=title,
     )

@@ -12,12 +12,18 @@ from sonde.probes.results import Results
 from sonde.probes.tables import write_atomically
 
 from .page import render
+from .worst import Ask, Sheet, worst_sheets
 
 Source = Results | str | os.PathLike[str]
 
 
 def write_report(
-    sources: Source | Sequence[Source], out: str | os.PathLike[str], findings: Findings | None = None
+    sources: Source | Sequence[Source],
+    out: str | os.PathLike[str],
+    findings: Findings | None = None,
+    *,
+    worst: int = 0,
+    ask: Ask | None = None,
 ) -> Path:
     """Write the report of one or several results.
 
@@ -30,6 +36,11 @@ def write_report(
         written beside it.
     findings : Findings, optional
         What comes of the results together, where they are a study's.
+    worst : int
+        How many test samples to show that each folder's best probe gets most wrong.
+    ask : function, optional
+        Tells what those samples asked, by store and ids, such as `sonde.asked.asked`. Their prompts and pictures are
+        then in the page, for whoever it is given to.
 
     Returns
     -------
@@ -39,7 +50,8 @@ def write_report(
     Raises
     ------
     InputError
-        If there are no results, none was cross-validated, or two are about the same probe.
+        If there are no results, none was cross-validated, two are about the same probe, or the worst samples are to be
+        shown of results that are in no folder.
     StoreError
         If a folder holds no results or the report cannot be written.
     """
@@ -50,9 +62,15 @@ def write_report(
         raise InputError("the results hold no cross-validated layer to report: probe with folds")
     path = Path(out)
     path = path if path.suffix == ".html" else path / "report.html"
-    page = render(results, summary, findings)
+    page = render(results, summary, findings, _sheets(given, worst, ask))
     _write_curves(results, path.parent)
     return write_atomically(path, page.encode())
+
+
+def _sheets(given: Sequence[Source], n: int, ask: Ask | None) -> list[Sheet]:
+    if n and any(isinstance(one, Results) for one in given):
+        raise InputError("raw scores lie in folders of results alone: give those, or leave out the worst samples")
+    return [sheet for one in given if n for sheet in worst_sheets(Path(str(one)), n, ask)]
 
 
 def _write_curves(results: Results, folder: Path) -> None:

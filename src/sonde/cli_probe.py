@@ -222,8 +222,17 @@ def study(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of results.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    worst: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Samples to show that the best probes get most wrong; puts their prompts and pictures into the page.",
+        ),
+    ] = 0,
 ) -> None:
     """Write one self-contained HTML report of one or several results."""
+    from .asked import asked
     from .probes.report import write_report
 
-    print(write_report(folders, out))
+    print(write_report(folders, out, worst=worst, ask=asked))
