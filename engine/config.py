@@ -101,7 +101,9 @@ class DataSection(Section):
         if not isinstance(self.task, tuple) and several and self.cue != "asked":
             raise ValueError(f"{several[0]} says several, which a list of tasks is asked with: write task = ['…']")
         if self.task is not None and (self.annotations is None or self.images is None):
-            raise ValueError(f"the task {self.task!r} needs both annotations and images")
+            raise ValueError(
+                f"the task {self.task!r} needs both annotations and images: name the two folders in [data]"
+            )
         if self.image_folder is not None and self.prompts is None:
             raise ValueError('image_folder needs prompts: say what is asked of each image, such as ["What is it?"]')
         for setting, sources in _SOURCES_OF.items():

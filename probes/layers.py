@@ -199,5 +199,8 @@ def layer_tasks(
         if layers is None or layer in layers
     ]
     if not tasks:
-        raise StoreError(f"{store.location} has no activations of these sites, tokens and layers together")
+        kept = ", ".join(f"{spec.name} of layers {list(spec.layers)}" for spec in rows)
+        raise StoreError(
+            f"{store.location} has no activations of these sites, tokens and layers together: it has {kept}"
+        )
     return tasks

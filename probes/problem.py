@@ -86,7 +86,9 @@ class Problem:
         groups = store.groups
         used = labels.present & store.valid
         if not used.any():
-            raise InputError(f"labels {name!r}: no sample has both labels and activations")
+            raise InputError(
+                f"labels {name!r}: no sample has both labels and activations: add labels of those not skipped"
+            )
         for column, value in (where or {}).items():
             said = names_of(store, column)
             used &= said == value

@@ -1,7 +1,12 @@
 """A run tells whoever watches it that it starts, how far it is, what came of it, and how it ended."""
 
+import contextlib
 import json
+import os
+import pty
 import runpy
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,3 +103,20 @@ def test_the_example_for_tensorboard_writes_scores_by_layer(store: Path, tmp_pat
     points = {point.step: point.value for point in events.Scalars("resid_post/mean/accuracy/test")}
     test = results.curves("topic", "accuracy").query("split == 'test'").set_index("layer")["value"]
     assert points == pytest.approx(test.to_dict())
+
+
+def test_a_bar_is_shown_at_a_terminal_unasked(store: Path) -> None:
+    ours, theirs = pty.openpty()
+    script = f"import sonde; sonde.probe({str(store)!r}, 'topic', **{CHOSEN!r})"
+    environment = os.environ | {"PYTHONPATH": str(Path(sonde.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", script], stderr=theirs, stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        # The terminal of a process that is gone is an error, not an end.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"3/3" in shown
+    assert b"layers" in shown

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sonde.engine import Progress
+from sonde.engine.run import Progress
 from sonde.store import ArraySpec, Schema, Store, token_buffer
 from sonde.store.copying import copy_store
 

@@ -77,7 +77,7 @@ def test_what_can_be_done_without_has_a_state_and_a_remedy(diagnosis: subprocess
     features = {feature["name"]: feature for feature in json.loads(diagnosis.stdout)["features"]}
     assert features["store.to_xarray"]["state"] == "broken"
     assert features["store.to_xarray"]["note"] == "xarray: RuntimeError: an undefined symbol"
-    datasets = {"state": "missing", "note": "no datasets", "remedy": "pip install 'sonde[datasets]'"}
+    datasets = {"state": "missing", "note": "no datasets", "remedy": "pip install datasets"}
     assert features["data.hf_dataset"] == {"name": "data.hf_dataset"} | datasets
     assert features["push, gated models"]["remedy"] == "unset HF_HUB_OFFLINE"
     assert features["S3"]["state"] == "ready"

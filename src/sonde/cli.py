@@ -23,6 +23,7 @@ from .progress import console
 from .terminal import logging_to_stderr, print_plan, progress_bar
 
 INTERRUPTED = 130
+_WITH_OUT = ("demo", "extract", "probe", "report")
 
 app = typer.Typer(
     name="sonde",
@@ -48,9 +49,12 @@ def run(arguments: Sequence[str]) -> int:
         except SondeError as error:
             return _failed(error, str(error), debug)
         except MemoryError as error:
-            return _failed(error, "out of memory; lower run.token_budget or run.range_size", debug)
+            remedy = (
+                "lower run.token_budget or run.range_size" if extracting else "free some, or take fewer layers at once"
+            )
+            return _failed(error, f"out of memory; {remedy}", debug)
         except OSError as error:
-            return _failed(error, _explain_os_error(error, extracting), debug)
+            return _failed(error, _explain_os_error(error, command), debug)
         except Exception as error:
             if type(error).__name__ == "Abort":
                 code = INTERRUPTED
@@ -85,7 +89,7 @@ def _explain_usage(error: Any) -> str:
     return f"{message}; see `{context.command_path} --help`"
 
 
-def _explain_os_error(error: OSError, extracting: bool) -> str:
+def _explain_os_error(error: OSError, command: Sequence[str]) -> str:
     import errno
 
     where = f" ({error.filename})" if error.filename else ""
@@ -95,10 +99,12 @@ def _explain_os_error(error: OSError, extracting: bool) -> str:
         errno.EFBIG: "no file may grow this large here (ulimit -f)",
     }.get(error.errno or 0)
     if full is not None:
-        remedy = "go on with --resume: what is committed stays" if extracting else "try again"
+        remedy = "go on with --resume: what is committed stays" if command[:1] == ["extract"] else "try again"
         return f"{full}{where}; make room and {remedy}"
     if error.errno == errno.EROFS or isinstance(error, PermissionError | NotADirectoryError):
-        return f"{error.strerror}{where}; choose another --out"
+        return (
+            f"{error.strerror}{where}; {'choose another --out' if command[0] in _WITH_OUT else 'choose another place'}"
+        )
     return f"{error.strerror or error}{where}"
 
 

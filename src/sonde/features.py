@@ -19,13 +19,12 @@ State = Literal["ready", "missing", "broken"]
 _IMPORTED = ("numpy", "scipy", "sklearn", "pyarrow", "zarr", "torch", "torchvision", "transformers")
 _PROJECTS = {"sklearn": "scikit-learn"}
 _OPTIONAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("a GPU per --workers", ("dask_cuda",), "'sonde[cuda]'"),
-    ("vLLM (model.backend)", ("vllm",), "'sonde[vllm]'"),
+    ("a GPU per --workers", ("dask_cuda",), "dask-cuda"),
+    ("vLLM (model.backend)", ("vllm",), "vllm"),
     ("--workers, --scheduler", ("distributed",), "distributed"),
-    ("data.hf_dataset", ("datasets",), "'sonde[datasets]'"),
+    ("data.hf_dataset", ("datasets",), "datasets"),
     ("store.to_xarray", ("xarray",), "'xarray>=2025.1'"),
     ("reports", ("jinja2", "vl_convert", "altair"), "jinja2 vl-convert-python altair"),
-    ("progress in Jupyter", ("ipywidgets",), "ipywidgets"),
     ("logs to TensorBoard", ("tensorboard",), "tensorboard"),
     ("logs to MLflow", ("mlflow",), "mlflow"),
     ("logs to W&B", ("wandb",), "wandb"),
@@ -136,7 +135,7 @@ def _cuml() -> Feature:
             load_library("cuml")
         except InputError:
             # A GPU is asked for where the packages are there: what it says about one is above.
-            return _optional(name, ("cupy", "cuml"), "'sonde[cuda]'", usable=False)
+            return _optional(name, ("cupy", "cuml"), "cupy-cuda13x cuml-cu13", usable=False)
     return Feature(name, "ready", _version("cuml"))
 
 
