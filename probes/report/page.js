@@ -35,7 +35,8 @@ function config({ ink, soft, line, background, colours }, width) {
     background: background ?? "transparent",
     font: getComputedStyle(document.body).fontFamily,
     view: { stroke: null },
-    mark: { color: colours[0] },
+    // A chart says what it shows as a whole, and has a table: a name for each of thousands of cells would bury both.
+    mark: { color: colours[0], aria: false },
     title: { color: ink },
     text: { color: soft },
     axis: {
