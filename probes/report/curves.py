@@ -19,8 +19,8 @@ from .axes import (
     curve_colour,
     layer_axis,
     line_opacity,
-    names_of_curves,
     score_tooltip,
+    with_curve,
 )
 from .figure import DATA, Choice, Figure, Panel
 from .words import estimate, metric_name, records
@@ -30,12 +30,13 @@ _NULL_TITLES = {"null": "permuted labels", "null_low": "permuted from", "null_hi
 _BASELINE_NAMES = {MAJORITY: "majority", TEXT: "words alone"}
 
 
-def curve_panel(results: Results, labels: str) -> Panel:
-    """Draw the test scores of every curve of one labels by layer, in the metric that the reader chooses."""
+def curve_panel(results: Results, lines: pd.DataFrame) -> Panel:
+    """Draw the test scores of the curves of `lines_of` by layer, in the metric that the reader chooses."""
     import altair as alt
 
-    rows, baselines = _rows(results, labels), _baselines(results, labels)
-    names, metrics = names_of_curves(results, labels)["curve"].tolist(), list(dict.fromkeys(rows["metric"]))
+    labels, names = str(lines["labels"].iloc[0]), lines["curve"].tolist()
+    rows, baselines = _rows(results, lines), _baselines(results, labels)
+    metrics = list(dict.fromkeys(rows["metric"]))
     permuted = bool(rows["null_low"].notna().any())
     title = alt.TitleParams(alt.ExprRef("metric"), anchor="start", frame="group", fontWeight="normal", fontSize=13)
     chart = alt.layer(
@@ -44,7 +45,7 @@ def curve_panel(results: Results, labels: str) -> Panel:
     chart = chart.add_params(alt.param("metric", value=metrics[0]), alt.param("curve", value=ALL_CURVES))
     figure = Figure(
         name=f"curves-{labels}",
-        description=f"{metrics[0]} by layer on the test rows. {_told(results, labels)}",
+        description=f"{metrics[0]} by layer on the test rows. {_told(lines)}",
         chart=chart.properties(width="container", height=320, title=title),
         data=rows,
         titles=_TITLES | (_NULL_TITLES if permuted else {}),
@@ -54,11 +55,12 @@ def curve_panel(results: Results, labels: str) -> Panel:
     return Panel([figure], [Choice.of("metric", "Metric", metrics), bring_out(names)])
 
 
-def _rows(results: Results, labels: str) -> pd.DataFrame:
+def _rows(results: Results, lines: pd.DataFrame) -> pd.DataFrame:
     """Test rows of every metric, the primary one first, with the null of permuted labels and the marked layers."""
-    rows = results.rows[(results.rows["labels"] == labels) & (results.rows["target"] == "all")]
-    rows = rows[rows["split"] == "test"].merge(names_of_curves(results, labels), on=list(CURVE))
-    rows = rows.assign(other=rows["metric"] != results.primary(labels)).sort_values(["other", "layer"], kind="stable")
+    rows = results.rows[(results.rows["split"] == "test") & (results.rows["target"] == "all")]
+    labels, primary = lines[["labels", "metric"]].iloc[0]
+    rows = with_curve(rows, lines)
+    rows = rows.assign(other=rows["metric"] != primary).sort_values(["other", "layer"], kind="stable")
     null = results.controls[results.controls["control"] == "permutation"]
     null = null.rename(columns={"value": "null", "low": "null_low", "high": "null_high"})
     key = [*CURVE, "layer", "metric"]
@@ -145,9 +147,8 @@ def _curves(names: list[str], permuted: bool) -> list[Any]:
     return layers
 
 
-def _told(results: Results, labels: str) -> str:
+def _told(lines: pd.DataFrame) -> str:
     """Say of every curve where it is best."""
-    lines = results.summary(labels=labels).merge(names_of_curves(results, labels), on=list(CURVE))
     told = [
         f"{line['curve']}: best at layer {line['best_layer']}, {estimate(line, 'best')}; "
         f"top layer {line['top_layer']}, {estimate(line, 'top')}."
