@@ -39,9 +39,8 @@ def curve_panel(results: Results, lines: pd.DataFrame) -> Panel:
     metrics = list(dict.fromkeys(rows["metric"]))
     permuted = bool(rows["null_low"].notna().any())
     title = alt.TitleParams(alt.ExprRef("metric"), anchor="start", frame="group", fontWeight="normal", fontSize=13)
-    chart = alt.layer(
-        *(_null(names) if permuted else []), *(_rules(baselines) if len(baselines) else []), *_curves(names, permuted)
-    )
+    curves = _curves(names, permuted=permuted, single=bool(rows["single"].any()))
+    chart = alt.layer(*(_null(names) if permuted else []), *(_rules(baselines) if len(baselines) else []), *curves)
     chart = chart.add_params(alt.param("metric", value=metrics[0]), alt.param("curve", value=ALL_CURVES))
     figure = Figure(
         name=f"curves-{labels}",
@@ -70,9 +69,10 @@ def _rows(results: Results, lines: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         best=rows["layer"] == rows["best_layer"],
         top=rows["layer"] == rows["top_layer"],
+        single=rows.groupby(["curve", "metric"])["layer"].transform("nunique") == 1,
         metric=rows["metric"].map(metric_name),
     )
-    return rows[[*_TITLES, *_NULL_TITLES, "best", "top"]]
+    return rows[[*_TITLES, *_NULL_TITLES, "best", "top", "single"]]
 
 
 def _baselines(results: Results, labels: str) -> pd.DataFrame:
@@ -94,17 +94,12 @@ def _null(names: list[str]) -> list[Any]:
     """The band and the mean of permuted labels' scores."""
     import altair as alt
 
-    # Of metrics without a null, the band is as thin as the curve and the mean is not drawn.
-    null = _base().encode(x=layer_axis(), detail="curve:N")
-    for name in _NULL_TITLES:
-        drawn = {f"{name}_drawn": f"isValid(datum.{name}) ? datum.{name} : datum.value"}
-        null = null.transform_calculate(**drawn)
-    known = alt.condition(f"({ALONE}) && isValid(datum.null)", alt.value(1), alt.value(0))
-    low = alt.Y("null_low_drawn:Q", title=None)
-    line = null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1)
+    null = _base().transform_filter(ALONE).transform_filter("isValid(datum.null)")
+    null = null.encode(x=layer_axis(), detail="curve:N")
+    low = alt.Y("null_low:Q", title=None)
     return [
-        null.mark_area(color=GREY).encode(y=low, y2="null_high_drawn:Q", opacity=band_opacity(names)),
-        line.encode(y="null_drawn:Q", opacity=known),
+        null.mark_area(color=GREY).encode(y=low, y2="null_high:Q", opacity=band_opacity(names)),
+        null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1).encode(y="null:Q"),
     ]
 
 
@@ -123,7 +118,7 @@ def _rules(baselines: pd.DataFrame) -> list[Any]:
     return [band, *rules] if (baselines["high"] > baselines["low"]).any() else rules
 
 
-def _curves(names: list[str], permuted: bool) -> list[Any]:
+def _curves(names: list[str], *, permuted: bool, single: bool) -> list[Any]:
     """Bands, lines and points of the curves, the top and the best layer, and what is pointed at."""
     import altair as alt
 
@@ -135,6 +130,10 @@ def _curves(names: list[str], permuted: bool) -> list[Any]:
         curves.mark_line(strokeWidth=2).encode(y=score, opacity=line_opacity(), strokeDash=dash),
         curves.mark_circle(size=36).encode(y=score, opacity=line_opacity()),
     ]
+    if single:
+        # A band over one layer has no width.
+        ends = curves.transform_filter("datum.single").mark_rule(strokeWidth=2)
+        layers.append(ends.encode(y=alt.Y("low:Q", title=None), y2="high:Q", opacity=line_opacity()))
     for mark, shape, size in (("top", "square", 90), ("best", "circle", 150)):
         marked = curves.transform_filter(f"datum.{mark}").mark_point(shape=shape, size=size, filled=True)
         layers.append(marked.encode(y=score, opacity=line_opacity()))

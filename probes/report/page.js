@@ -63,6 +63,8 @@ async function draw(element) {
   const { view } = await vegaEmbed(element, specification(element), {
     mode: "vega-lite", renderer: "svg", config: config(onScreen, element.clientWidth), actions: false,
     tooltip: { theme: "custom" },
+    // Errors alone: that a metric has no baseline, or a probe no penalty, is worth no warning.
+    logLevel: 1,
   });
   views.set(element, view);
 }
@@ -139,7 +141,7 @@ function csv({ data, titles }) {
 async function picture(element, kind) {
   const width = element.clientWidth;
   const { view, finalize } = await vegaEmbed(document.createElement("div"), { ...specification(element), width }, {
-    mode: "vega-lite", config: config(onPaper, width), actions: false,
+    mode: "vega-lite", config: config(onPaper, width), actions: false, logLevel: 1,
   });
   const address = await view.toImageURL(kind, kind === "png" ? 2 : 1);
   finalize();

@@ -130,6 +130,18 @@ def test_a_metric_can_be_chosen_by_keyboard_alone(show: Show) -> None:
     assert paths(curves) != before
 
 
+def test_every_metric_can_be_chosen_whether_it_has_baselines_and_a_null_or_not(show: Show) -> None:
+    page = show()
+    seen = set()
+    for i in range(len(METRICS)):
+        page.locator('select[data-param="metric"]').select_option(index=i)
+        settle(page)
+        shapes = paths(page.locator("figure").first)
+        assert all("NaN" not in shape for shape in shapes)
+        seen.add(tuple(shapes))
+    assert len(seen) == len(METRICS)
+
+
 def test_one_curve_can_be_brought_out(show: Show) -> None:
     page = show()
     page.get_by_label("Bring out").first.select_option(label="run-1.zarr")
