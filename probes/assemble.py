@@ -57,6 +57,7 @@ def about_run(store: Store, problem: Problem, recipe: Recipe, n_draws: int) -> d
         "permutations": controls.permutations,
         "codelength": controls.codelength,
         "control task": None if controls.task is None else _digest(controls.task.problem.y),
+        "erased": None if controls.erased is None else _digest(controls.erased),
         "transfer": None if controls.variants is None else _digest(controls.variants),
     }
 

@@ -70,7 +70,6 @@ def evaluate(
         Per target, for the records.
     """
     test, training = problem.split.test, problem.split.folds >= 0
-    parts = {"test": test} | ({"cv": training} if cross_validated else {})
     # Targets of a multi-label question have rows of their own; -1 is all of them together.
     wanted = {ALL: -1} | ({name: t for t, name in enumerate(problem.targets)} if problem.kind == "multilabel" else {})
     about = {
@@ -86,7 +85,7 @@ def evaluate(
     categorical = problem.kind != "regression"
     calibrated = calibrate(problem, scores, probabilities=probabilities) if categorical and cross_validated else None
 
-    def judge(rows: NDArray[np.bool_], weights: NDArray[Any] | None = None) -> dict[str, Floats]:
+    def judge(rows: NDArray[np.bool_], weights: NDArray[Any]) -> dict[str, Floats]:
         y = problem.truth(rows)
         values = score(problem.kind, y, scores[rows], weights)
         if categorical and probabilities:
@@ -96,13 +95,17 @@ def evaluate(
             values |= {CALIBRATED + name: value for name, value in judged.items()}
         return {name: _with_macro(value) for name, value in values.items()}
 
-    drawn = judge(test, draws)
-    ends = {name: interval(values) for name, values in drawn.items()}
+    # Every row once comes before the draws: its scores are those of the rows themselves.
+    drawn = judge(test, np.concatenate([np.ones_like(draws[:1]), draws]))
+    parts = {"test": (test, drawn)}
+    if cross_validated:
+        parts["cv"] = training, judge(training, np.ones((1, int(training.sum())), draws.dtype))
     records: list[dict[str, Any]] = []
-    for part, rows in parts.items():
+    for part, (rows, found) in parts.items():
         n_positive = _positives(problem, rows)
-        for metric, values in judge(rows).items():
-            low, high = ends[metric] if part == "test" else np.full((2, *values.shape), np.nan)
+        for metric, weighed in found.items():
+            values = weighed[0]
+            low, high = interval(weighed[1:]) if part == "test" else np.full((2, *values.shape), np.nan)
             records += [
                 about[target]
                 | {"metric": metric, "split": part, "n_positive": n_positive.get(target, -1)}
@@ -116,7 +119,7 @@ def evaluate(
         if chance is not None
         for line in reliability(problem.kind, truth, chance[test])
     ]
-    return Evaluation(records, {name: values[:, -1].astype(np.float32) for name, values in drawn.items()}, bins)
+    return Evaluation(records, {name: values[1:, -1].astype(np.float32) for name, values in drawn.items()}, bins)
 
 
 def warn_of_missing_positives(problem: Problem) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .sums import Array, Floats, average, one_hot, ratio, sums, totals
+from .sums import Array, Floats, average, blocks, one_hot, ratio, sums_by_group, totals
 
 N_BINS = 15
 
@@ -81,5 +81,9 @@ def _clip(chance: Array) -> Floats:
 def _calibration_error(y: Array, chance: Array, weights: Array) -> Floats:
     bins = bin_of(chance)
     excess = y - chance.astype(np.float64)
-    gaps = (np.abs(sums(weights, np.where(bins == m, excess, 0.0))) for m in np.unique(bins))
-    return ratio(sum(gaps, start=np.zeros((len(weights), y.shape[1]))), totals(weights))
+    gaps = np.empty((len(weights), y.shape[1]))
+    rows = np.arange(len(y))
+    for draws, block in blocks(weights, np.dtype(np.float64)):
+        for t in range(y.shape[1]):
+            gaps[draws, t] = np.abs(sums_by_group(block, rows, bins[:, t], N_BINS, excess[:, t])).sum(axis=0)
+    return ratio(gaps, totals(weights))

@@ -94,9 +94,9 @@ CONTROL_COLUMNS: Mapping[str, str] = {
 """Columns of what is measured beside the probes of a layer, over all targets and on the test rows.
 
 ``control`` is ``permutation`` (mean of the null, its central 95 %, and the p-value of the layer), ``control task`` and
-``selectivity``, ``online code`` (by ``metric``: bits, uniform bits, prior bits, compression), ``v-information`` (bits
-per row), ``transfer``, from the variant ``trained_on`` to the variant ``tested_on``, or ``transfer loss``, what is lost
-on average on the variants that were not trained on."""
+``selectivity``, ``erased`` and ``erasure loss``, ``online code`` (by ``metric``: bits, uniform bits, prior bits,
+compression), ``v-information`` (bits per row), ``transfer``, from the variant ``trained_on`` to the variant
+``tested_on``, or ``transfer loss``, what is lost on average on the variants that were not trained on."""
 
 PENALTY_COLUMNS: Mapping[str, str] = {
     "model": "str",

@@ -2,19 +2,29 @@
 
 import importlib.metadata
 import json
+import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 import sonde
+from sonde.cli import app
 
-COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info", "verify", "copy", "push", "pull"]
-COMMANDS += ["pool", "models"]
+
+def commands(group: Any, *names: str) -> Iterator[tuple[str, Any]]:
+    """Every command with the words by which it is called, groups and the whole among them."""
+    yield " ".join(names), group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
 OPTIONS = {
     "demo": ["--out", "--fast"],
     "extract": [
@@ -51,7 +61,7 @@ def test_help_and_version_of_the_real_command(start: Any) -> None:
         out, err = asked.communicate(timeout=60)
     assert (asked.returncode, err) == (0, "")
     for command in COMMANDS:
-        assert command.split()[0] in out
+        assert command.partition(" ")[0] in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,6 +70,19 @@ def test_every_command_explains_itself(call: Any, monkeypatch: pytest.MonkeyPatc
     answer = call(*command.split(), "--help")
     assert (answer.code, answer.err) == (0, "")
     assert all(option in answer.out for option in ["Usage", *OPTIONS.get(command, [])])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_ends_with_examples_that_sonde_takes(call: Any, command: str) -> None:
+    lines = [line.strip() for line in call(*command.split(), "--help").out.partition("Example")[2].splitlines()[1:]]
+    examples = [shlex.split(line) for line in lines if line]
+    assert examples
+    for program, *words in examples:
+        assert program == "sonde"
+        called = max((name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len)
+        assert called.startswith(command)
+        # It raises where an option is not there, a value is of another kind, or an argument is missing.
+        COMMANDS[called].make_context(called, words[len(called.split()) :])
 
 
 def test_version(call: Any) -> None:

@@ -85,7 +85,7 @@ def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
+                for name in sorted(tensors.keys()):
                     yield name, tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} cannot be read: {error}") from error

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
+from sonde.callbacks import OnProgress
 from sonde.errors import InputError, StoreError
 from sonde.probes import Problem, Results, load_probes, probe
 from sonde.probes.bootstrap import cluster_weights
@@ -310,7 +311,7 @@ def test_targets_without_a_positive_test_row_are_told_once_and_have_no_precision
 
 def test_progress_is_told_layer_by_layer(example: Any) -> None:
     told: list[tuple[int, int]] = []
-    probe(example.store, "size", n_draws=2, on_progress=lambda *counts: told.append(counts))
+    probe(example.store, "size", n_draws=2, callbacks=[OnProgress(lambda done, total, _: told.append((done, total)))])
     assert told == [(i, 5) for i in range(1, 6)]
 
 
@@ -368,11 +369,11 @@ def test_a_store_that_is_not_finished_is_refused(make_store: Any, tmp_path: Path
 
 
 def test_a_folder_that_is_in_the_way_or_cannot_be_made_is_refused_before_any_work(example: Any, tmp_path: Path) -> None:
-    def fail(*counts: int) -> None:
+    def fail(*counts: Any) -> None:
         raise AssertionError("a layer was probed")
 
     (tmp_path / "out").mkdir()
     (tmp_path / "file").touch()
     for out, text in (("out", "exists already; choose another --out"), ("file/out", "cannot make the folder")):
         with pytest.raises(StoreError, match=text):
-            probe(example.store, "size", out=tmp_path / out, on_progress=fail)
+            probe(example.store, "size", out=tmp_path / out, callbacks=[OnProgress(fail)])
