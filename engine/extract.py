@@ -15,9 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sonde.callbacks import Callback, Watch, watched
+from sonde.callbacks import Callback
 from sonde.errors import InputError
 from sonde.store import Labels, Store, locate
+from sonde.watching import Watch, watched
 
 from .calibrate import find_token_budget
 from .circumstances import circumstances

@@ -6,15 +6,12 @@ from base64 import b64encode
 from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sonde.errors import InputError
 from sonde.store.notebook import STYLE, facts_table, table
 
-from .plot import METRIC_NAMES, plot_curves
-
-if TYPE_CHECKING:
-    from .results import Results
+from .plot import METRIC_NAMES, Scores, plot_curves
 
 _FIGURES = 4
 """Sets of labels whose curves are drawn; those of the others are a line each in the table."""
@@ -22,7 +19,7 @@ _ALWAYS = ("site", "tokens", "solver")
 _IF_SEVERAL = ("labels", "model", "store")
 
 
-def card(results: Results) -> str:
+def card(results: Scores) -> str:
     """A self-contained HTML fragment: what was probed, best layer against top layer of every curve, and the curves.
 
     No script and nothing from a network; all text of the results is escaped.
@@ -45,7 +42,7 @@ def card(results: Results) -> str:
     )
 
 
-def _best(results: Results, lines: Sequence[Mapping[Hashable, Any]]) -> str:
+def _best(results: Scores, lines: Sequence[Mapping[Hashable, Any]]) -> str:
     several = [name for name in _IF_SEVERAL if results.rows[name].nunique() > 1]
     head = [*several, *_ALWAYS, "metric", "best layer", "score", "top layer", "score", "difference", "majority"]
     cells = (
@@ -64,7 +61,7 @@ def _best(results: Results, lines: Sequence[Mapping[Hashable, Any]]) -> str:
     return table(head, cells)
 
 
-def _figure(results: Results, labels: str) -> str:
+def _figure(results: Scores, labels: str) -> str:
     from matplotlib.figure import Figure
 
     figure, image = Figure(figsize=(6.4, 4.0), layout="constrained"), BytesIO()

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.callbacks import Callback, Watch, watched
+from sonde.callbacks import Callback
 from sonde.errors import InputError, StoreError
 from sonde.store import Labels, Store
+from sonde.watching import Watch, watched
 
 from .assemble import about_run, assemble, origin_of, save_scores
 from .baseline import text_baseline

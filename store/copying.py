@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sonde.callbacks import Callback, watched
+from sonde.callbacks import Callback
 from sonde.errors import StoreError
+from sonde.watching import watched
 
 from . import metadata
 from .chunks import Chunk, copy_chunk

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import sonde
-from sonde.callbacks import OnProgress, watched
+from sonde.callbacks import OnProgress
 from sonde.store.copying import copy_store
+from sonde.watching import watched
 
 from .recorder import Recorder
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sonde
-from sonde.callbacks import watched
 from sonde.progress import ProgressBar
+from sonde.watching import watched
 
 FAST = ["--draws", 20, "--folds", 3]
 

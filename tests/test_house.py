@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "sonde"
 ROOMS = ("engine", "store", "probes")
 # Which rooms a room may import besides itself, and which modules stand outside of all rooms.
 MAY_IMPORT = {"store": set(), "engine": {"store"}, "probes": {"store"}}
-FREE_FOR_ALL = {"callbacks", "errors", "workers", "__version__"}
+FREE_FOR_ALL = {"callbacks", "errors", "watching", "workers", "__version__"}
 DOORS = {
     *(
         "__init__",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = importlib.metadata.version("sonde")
 
 # Loaded at first use: `import sonde` and `sonde --help` stay fast.
+_ROOMS = ("engine", "store", "probes")
 _LAZY = {
     "Dataset": ("sonde.engine.sample", "Dataset"),
     "ExtractConfig": ("sonde.engine.config", "ExtractConfig"),
@@ -66,6 +67,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"sonde.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'sonde' has no attribute {name!r}")
     module, attribute = _LAZY[name]

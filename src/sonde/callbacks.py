@@ -1,11 +1,9 @@
-"""How a run is watched: who is told that it starts, how far it is, what came of it, and how it ended."""
+"""Who watches a run: is told that it starts, how far it is, what came of it, and how it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 
@@ -63,48 +61,3 @@ class OnProgress(Callback):
     def on_progress(self, done: int, total: int, measures: Mapping[str, float]) -> None:
         """Call the function."""
         self.function(done, total, measures)
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Those who watch a run, told together."""
-
-    callbacks: tuple[Callback, ...]
-
-    def on_progress(self, done: int, total: int, measures: Mapping[str, float] | None = None) -> None:
-        """Tell all of `Callback.on_progress`."""
-        for callback in self.callbacks:
-            callback.on_progress(done, total, measures or {})
-
-    def on_result(self, step: int, scores: Mapping[str, float]) -> None:
-        """Tell all of `Callback.on_result`."""
-        for callback in self.callbacks:
-            callback.on_result(step, scores)
-
-
-@contextmanager
-def watched(callbacks: Sequence[Callback] | None, facts: Mapping[str, Any]) -> Iterator[Watch]:
-    """Tell of a run's start, and of its end whatever happens.
-
-    Parameters
-    ----------
-    callbacks
-        Who is told; None: a progress bar, where somebody looks at a terminal or a notebook.
-    facts
-        What `Callback.on_start` is told.
-    """
-    if callbacks is None:
-        from .progress import ProgressBar
-
-        callbacks = [ProgressBar()]
-    with ExitStack() as stack:
-        for callback in callbacks:
-            callback.on_start(facts)
-            stack.push(_end_of(callback))
-        yield Watch(tuple(callbacks))
-
-
-def _end_of(
-    callback: Callback,
-) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
-    return lambda kind, error, trace: callback.on_end(error)
