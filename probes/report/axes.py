@@ -28,10 +28,16 @@ FEW = 2
 """Bands of more curves lie one upon another until nothing is seen."""
 
 
-def names_of_curves(results: Results, labels: str) -> pd.DataFrame:
-    """The columns of `CURVE` with the name ``curve`` of each, best curves first."""
+def lines_of(results: Results, labels: str) -> pd.DataFrame:
+    """The rows of `Results.summary` of one labels, with the name ``curve`` of each."""
     lines = results.summary(labels=labels)
-    return lines[list(CURVE)].assign(curve=curve_names(lines))
+    return lines.assign(curve=curve_names(lines))
+
+
+def with_curve(rows: pd.DataFrame, lines: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Rows of the curves of `lines_of`, alike in these columns too, with the name ``curve`` of each."""
+    key = [*CURVE, *columns]
+    return rows.merge(lines[[*key, "curve"]], on=key)
 
 
 def bring_out(names: Sequence[str]) -> Choice:

@@ -10,7 +10,7 @@ from sonde.probes.probability_metrics import N_BINS
 from sonde.probes.results import Results
 from sonde.probes.tables import CURVE
 
-from .axes import GREY, names_of_curves
+from .axes import GREY, with_curve
 from .figure import DATA, Choice, Figure, Panel
 from .words import number, records
 
@@ -36,27 +36,23 @@ _RELIABILITY_TITLES = {
 _WIDE = 4
 
 
-def closeup_panel(results: Results, labels: str) -> Panel | None:
-    """Draw path of penalties and reliability of the layer that the reader chooses; None if neither is known."""
-    names = names_of_curves(results, labels)
-    penalties = results.penalties.merge(names, on=list(CURVE))
-    penalties = penalties[penalties["alpha"] > 0]
-    bins = results.reliability.merge(names, on=list(CURVE))
-    shown = [name for name in names["curve"] if name in {*penalties["curve"], *bins["curve"]}]
+def closeup_panel(results: Results, lines: pd.DataFrame) -> Panel | None:
+    """Draw penalties and reliability of a curve of `lines_of` and a layer to choose; None if neither is known."""
+    penalties = with_curve(results.penalties[results.penalties["alpha"] > 0], lines)
+    bins = with_curve(results.reliability, lines)
+    shown = [name for name in lines["curve"] if name in {*penalties["curve"], *bins["curve"]}]
     if not shown:
         return None
-    lines = {line["curve"]: line for line in records(results.summary(labels=labels).merge(names, on=list(CURVE)))}
-    tests = results.rows.merge(names, on=list(CURVE))
-    layers = {name: sorted(tests.loc[tests["curve"] == name, "layer"].unique().tolist()) for name in shown}
-    best = {name: int(lines[name]["best_layer"]) for name in shown}
+    labels, best = str(lines["labels"].iloc[0]), dict(zip(lines["curve"], lines["best_layer"].tolist(), strict=True))
+    layers = with_curve(results.rows, lines).groupby("curve")["layer"].unique().map(sorted).to_dict()
     choices = [
         Choice.of("curve", "Curve", shown),
         Choice(
             "layer",
             "Layer",
-            [(layer, str(layer)) for layer in sorted({layer for of in layers.values() for layer in of})],
+            [(layer, str(layer)) for layer in sorted({int(layer) for name in shown for layer in layers[name]})],
             best[shown[0]],
-            follows={name: (best[name], layers[name]) for name in shown},
+            follows={name: (best[name], [int(layer) for layer in layers[name]]) for name in shown},
         ),
     ]
     figures = []

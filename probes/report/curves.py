@@ -19,8 +19,8 @@ from .axes import (
     curve_colour,
     layer_axis,
     line_opacity,
-    names_of_curves,
     score_tooltip,
+    with_curve,
 )
 from .figure import DATA, Choice, Figure, Panel
 from .words import estimate, metric_name, records
@@ -30,21 +30,21 @@ _NULL_TITLES = {"null": "permuted labels", "null_low": "permuted from", "null_hi
 _BASELINE_NAMES = {MAJORITY: "majority", TEXT: "words alone"}
 
 
-def curve_panel(results: Results, labels: str) -> Panel:
-    """Draw the test scores of every curve of one labels by layer, in the metric that the reader chooses."""
+def curve_panel(results: Results, lines: pd.DataFrame) -> Panel:
+    """Draw the test scores of the curves of `lines_of` by layer, in the metric that the reader chooses."""
     import altair as alt
 
-    rows, baselines = _rows(results, labels), _baselines(results, labels)
-    names, metrics = names_of_curves(results, labels)["curve"].tolist(), list(dict.fromkeys(rows["metric"]))
+    labels, names = str(lines["labels"].iloc[0]), lines["curve"].tolist()
+    rows, baselines = _rows(results, lines), _baselines(results, labels)
+    metrics = list(dict.fromkeys(rows["metric"]))
     permuted = bool(rows["null_low"].notna().any())
     title = alt.TitleParams(alt.ExprRef("metric"), anchor="start", frame="group", fontWeight="normal", fontSize=13)
-    chart = alt.layer(
-        *(_null(names) if permuted else []), *(_rules(baselines) if len(baselines) else []), *_curves(names, permuted)
-    )
+    curves = _curves(names, permuted=permuted, single=bool(rows["single"].any()))
+    chart = alt.layer(*(_null(names) if permuted else []), *(_rules(baselines) if len(baselines) else []), *curves)
     chart = chart.add_params(alt.param("metric", value=metrics[0]), alt.param("curve", value=ALL_CURVES))
     figure = Figure(
         name=f"curves-{labels}",
-        description=f"{metrics[0]} by layer on the test rows. {_told(results, labels)}",
+        description=f"{metrics[0]} by layer on the test rows. {_told(lines)}",
         chart=chart.properties(width="container", height=320, title=title),
         data=rows,
         titles=_TITLES | (_NULL_TITLES if permuted else {}),
@@ -54,11 +54,12 @@ def curve_panel(results: Results, labels: str) -> Panel:
     return Panel([figure], [Choice.of("metric", "Metric", metrics), bring_out(names)])
 
 
-def _rows(results: Results, labels: str) -> pd.DataFrame:
+def _rows(results: Results, lines: pd.DataFrame) -> pd.DataFrame:
     """Test rows of every metric, the primary one first, with the null of permuted labels and the marked layers."""
-    rows = results.rows[(results.rows["labels"] == labels) & (results.rows["target"] == "all")]
-    rows = rows[rows["split"] == "test"].merge(names_of_curves(results, labels), on=list(CURVE))
-    rows = rows.assign(other=rows["metric"] != results.primary(labels)).sort_values(["other", "layer"], kind="stable")
+    rows = results.rows[(results.rows["split"] == "test") & (results.rows["target"] == "all")]
+    labels, primary = lines[["labels", "metric"]].iloc[0]
+    rows = with_curve(rows, lines)
+    rows = rows.assign(other=rows["metric"] != primary).sort_values(["other", "layer"], kind="stable")
     null = results.controls[results.controls["control"] == "permutation"]
     null = null.rename(columns={"value": "null", "low": "null_low", "high": "null_high"})
     key = [*CURVE, "layer", "metric"]
@@ -68,9 +69,10 @@ def _rows(results: Results, labels: str) -> pd.DataFrame:
     rows = rows.assign(
         best=rows["layer"] == rows["best_layer"],
         top=rows["layer"] == rows["top_layer"],
+        single=rows.groupby(["curve", "metric"])["layer"].transform("nunique") == 1,
         metric=rows["metric"].map(metric_name),
     )
-    return rows[[*_TITLES, *_NULL_TITLES, "best", "top"]]
+    return rows[[*_TITLES, *_NULL_TITLES, "best", "top", "single"]]
 
 
 def _baselines(results: Results, labels: str) -> pd.DataFrame:
@@ -92,17 +94,12 @@ def _null(names: list[str]) -> list[Any]:
     """The band and the mean of permuted labels' scores."""
     import altair as alt
 
-    # Of metrics without a null, the band is as thin as the curve and the mean is not drawn.
-    null = _base().encode(x=layer_axis(), detail="curve:N")
-    for name in _NULL_TITLES:
-        drawn = {f"{name}_drawn": f"isValid(datum.{name}) ? datum.{name} : datum.value"}
-        null = null.transform_calculate(**drawn)
-    known = alt.condition(f"({ALONE}) && isValid(datum.null)", alt.value(1), alt.value(0))
-    low = alt.Y("null_low_drawn:Q", title=None)
-    line = null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1)
+    null = _base().transform_filter(ALONE).transform_filter("isValid(datum.null)")
+    null = null.encode(x=layer_axis(), detail="curve:N")
+    low = alt.Y("null_low:Q", title=None)
     return [
-        null.mark_area(color=GREY).encode(y=low, y2="null_high_drawn:Q", opacity=band_opacity(names)),
-        line.encode(y="null_drawn:Q", opacity=known),
+        null.mark_area(color=GREY).encode(y=low, y2="null_high:Q", opacity=band_opacity(names)),
+        null.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1).encode(y="null:Q"),
     ]
 
 
@@ -121,7 +118,7 @@ def _rules(baselines: pd.DataFrame) -> list[Any]:
     return [band, *rules] if (baselines["high"] > baselines["low"]).any() else rules
 
 
-def _curves(names: list[str], permuted: bool) -> list[Any]:
+def _curves(names: list[str], *, permuted: bool, single: bool) -> list[Any]:
     """Bands, lines and points of the curves, the top and the best layer, and what is pointed at."""
     import altair as alt
 
@@ -133,6 +130,10 @@ def _curves(names: list[str], permuted: bool) -> list[Any]:
         curves.mark_line(strokeWidth=2).encode(y=score, opacity=line_opacity(), strokeDash=dash),
         curves.mark_circle(size=36).encode(y=score, opacity=line_opacity()),
     ]
+    if single:
+        # A band over one layer has no width.
+        ends = curves.transform_filter("datum.single").mark_rule(strokeWidth=2)
+        layers.append(ends.encode(y=alt.Y("low:Q", title=None), y2="high:Q", opacity=line_opacity()))
     for mark, shape, size in (("top", "square", 90), ("best", "circle", 150)):
         marked = curves.transform_filter(f"datum.{mark}").mark_point(shape=shape, size=size, filled=True)
         layers.append(marked.encode(y=score, opacity=line_opacity()))
@@ -145,9 +146,8 @@ def _curves(names: list[str], permuted: bool) -> list[Any]:
     return layers
 
 
-def _told(results: Results, labels: str) -> str:
+def _told(lines: pd.DataFrame) -> str:
     """Say of every curve where it is best."""
-    lines = results.summary(labels=labels).merge(names_of_curves(results, labels), on=list(CURVE))
     told = [
         f"{line['curve']}: best at layer {line['best_layer']}, {estimate(line, 'best')}; "
         f"top layer {line['top_layer']}, {estimate(line, 'top')}."

@@ -87,7 +87,7 @@ class Panel:
     figures
         One or more.
     choices
-        What the reader may choose; those of a single option are not shown.
+        What the reader may choose.
     title
         What stands above all of it.
     """
@@ -95,6 +95,11 @@ class Panel:
     figures: Sequence[Figure]
     choices: Sequence[Choice] = ()
     title: str = ""
+
+    @property
+    def offered(self) -> list[Choice]:
+        """The choices that leave any."""
+        return [choice for choice in self.choices if len(choice.options) > 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ function config({ ink, soft, line, background, colours }, width) {
     background: background ?? "transparent",
     font: getComputedStyle(document.body).fontFamily,
     view: { stroke: null },
-    mark: { color: colours[0] },
+    // A chart says what it shows as a whole, and has a table: a name for each of thousands of cells would bury both.
+    mark: { color: colours[0], aria: false },
     title: { color: ink },
     text: { color: soft },
     axis: {
@@ -62,6 +63,8 @@ async function draw(element) {
   const { view } = await vegaEmbed(element, specification(element), {
     mode: "vega-lite", renderer: "svg", config: config(onScreen, element.clientWidth), actions: false,
     tooltip: { theme: "custom" },
+    // Errors alone: that a metric has no baseline, or a probe no penalty, is worth no warning.
+    logLevel: 1,
   });
   views.set(element, view);
 }
@@ -138,7 +141,7 @@ function csv({ data, titles }) {
 async function picture(element, kind) {
   const width = element.clientWidth;
   const { view, finalize } = await vegaEmbed(document.createElement("div"), { ...specification(element), width }, {
-    mode: "vega-lite", config: config(onPaper, width), actions: false,
+    mode: "vega-lite", config: config(onPaper, width), actions: false, logLevel: 1,
   });
   const address = await view.toImageURL(kind, kind === "png" ? 2 : 1);
   finalize();

@@ -17,6 +17,7 @@ from sonde.probes.results import Results
 from sonde.probes.sentences import sentences
 from sonde.probes.tables import CURVE
 
+from .axes import lines_of
 from .closeup import closeup_panel
 from .curves import curve_panel
 from .facts import baseline_table, facts, headline, peak_table, throughput, weights
@@ -75,7 +76,8 @@ def render(results: Results, summary: pd.DataFrame, findings: Findings | None, s
 def _sections(results: Results, leading: pd.DataFrame, findings: Findings | None) -> list[Section]:
     found = []
     for labels in leading["labels"].unique():
-        panels = [curve_panel(results, labels), target_panel(results, labels), closeup_panel(results, labels)]
+        lines = lines_of(results, labels)
+        panels = [curve_panel(results, lines), target_panel(results, lines), closeup_panel(results, lines)]
         found.append(Section(labels, [panel for panel in panels if panel is not None], []))
     said = {} if findings is None else sentences(findings)
     if findings is not None and not findings.cues.empty:

@@ -78,4 +78,5 @@ def transfer_figure(matrix: pd.DataFrame, metric: str, title: str) -> Figure:
         chart=chart.properties(width="container", height=34 * matrix["trained_on"].nunique()),
         data=matrix[list(titles)],
         titles=titles,
+        caption=f"{name}; rows: the prompt that probes were trained on, columns: the prompt that they were tested on.",
     )

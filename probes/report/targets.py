@@ -9,9 +9,8 @@ import pandas as pd
 
 from sonde.probes.metrics import higher_is_better
 from sonde.probes.results import Results
-from sonde.probes.tables import CURVE
 
-from .axes import SCORES, gradient, names_of_curves, score_tooltip
+from .axes import SCORES, gradient, score_tooltip, with_curve
 from .figure import DATA, Choice, Figure, Panel
 from .words import metric_name
 
@@ -20,12 +19,11 @@ _TITLES = {"curve": "curve", "target": "target", "layer": "layer", **SCORES, "n_
 _MANY = 24
 
 
-def target_panel(results: Results, labels: str) -> Panel | None:
-    """Draw test scores by layer and target, of the leading curve of every store; None without several targets."""
-    lines = results.summary(labels=labels).drop_duplicates(["model", "store"])
-    metric = str(lines["metric"].iloc[0])
-    lines = lines[[*CURVE, "metric"]].merge(names_of_curves(results, labels), on=list(CURVE))
-    rows = results.rows[results.rows["target"] != "all"].merge(lines, on=[*CURVE, "metric"])
+def target_panel(results: Results, lines: pd.DataFrame) -> Panel | None:
+    """Draw test scores by layer and target, of the first of `lines_of` of every store; None without several."""
+    lines = lines.drop_duplicates(["model", "store"])
+    labels, metric = lines[["labels", "metric"]].iloc[0]
+    rows = with_curve(results.rows[results.rows["target"] != "all"], lines, "metric")
     if rows["target"].nunique() < 2:
         return None
     better, names = higher_is_better(metric), lines["curve"].tolist()

@@ -30,7 +30,12 @@ def panel(page: Any, title: str) -> Any:
     return page.locator(f'[data-panel]:has(h3:text-is("{title}"))')
 
 
-def paths(page: Any, figure: Any) -> list[str]:
+def settle(page: Any) -> None:
+    """Wait until all charts show what was chosen."""
+    page.evaluate("Promise.all([...views.values()].map((view) => view.runAsync())).then(() => null)")
+
+
+def paths(figure: Any) -> list[str]:
     """Shapes of the lines of a figure."""
     shapes: list[str] = figure.locator(".mark-line path").evaluate_all("els => els.map(e => e.getAttribute('d'))")
     return shapes
@@ -81,10 +86,10 @@ def test_targets_stand_in_the_order_that_is_chosen(show: Show, results: Results)
     }
     for order, targets in expected.items():
         heatmap.get_by_label("Sort by").select_option(label=order)
-        page.wait_for_timeout(100)
+        settle(page)
         assert heatmap.locator(".role-axis-label text").evaluate_all(FROM_TOP) == targets
     heatmap.get_by_label("Sort by").select_option(label="peak layer")
-    page.wait_for_timeout(100)
+    settle(page)
     found = heatmap.locator(".role-axis-label text").evaluate_all(FROM_TOP)
     peaks = by_target["value"].idxmax()
     assert [peaks[target] for target in found] == sorted(peaks)
@@ -94,11 +99,11 @@ def test_another_layer_has_other_penalties_and_another_calibration(show: Show) -
     page = show()
     closeup = panel(page, "One layer close up")
     figures = [closeup.locator("figure").nth(i) for i in range(2)]
-    before = [paths(page, figure) for figure in figures]
+    before = [paths(figure) for figure in figures]
     closeup.locator('select[data-param="layer"]').select_option(label="2")
-    page.wait_for_timeout(100)
+    settle(page)
     for figure, old in zip(figures, before, strict=True):
-        assert paths(page, figure) != old
+        assert paths(figure) != old
 
 
 def test_choosing_a_curve_goes_to_its_best_layer(show: Show, results: Results) -> None:
@@ -118,17 +123,29 @@ def test_a_metric_can_be_chosen_by_keyboard_alone(show: Show) -> None:
             break
     assert select.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     curves = page.locator("figure").first
-    before = paths(page, curves)
+    before = paths(curves)
     page.keyboard.press("ArrowDown")
-    page.wait_for_timeout(100)
+    settle(page)
     assert "accuracy" in curves.locator("svg").text_content()
-    assert paths(page, curves) != before
+    assert paths(curves) != before
+
+
+def test_every_metric_can_be_chosen_whether_it_has_baselines_and_a_null_or_not(show: Show) -> None:
+    page = show()
+    seen = set()
+    for i in range(len(METRICS)):
+        page.locator('select[data-param="metric"]').select_option(index=i)
+        settle(page)
+        shapes = paths(page.locator("figure").first)
+        assert all("NaN" not in shape for shape in shapes)
+        seen.add(tuple(shapes))
+    assert len(seen) == len(METRICS)
 
 
 def test_one_curve_can_be_brought_out(show: Show) -> None:
     page = show()
     page.get_by_label("Bring out").first.select_option(label="run-1.zarr")
-    page.wait_for_timeout(100)
+    settle(page)
     lines = page.locator("figure").first.locator('[class*="mark-line"] path[stroke^="var(--c"]')
     assert sorted(lines.evaluate_all("els => els.map(e => e.getAttribute('opacity') ?? '1')")) == ["0.12", "1"]
 
@@ -164,6 +181,7 @@ def test_every_chart_tells_its_figures_and_has_them_as_a_table(show: Show) -> No
     assert all(re.search(r"\d\.\d{3}|layer \d", text) for text in described)
     heatmap = panel(page, "Layer by target")
     heatmap.locator("summary").click()
+    heatmap.locator("table").wait_for()
     rows = heatmap.locator("table tr")
     assert rows.count() == 1 + N_LAYERS * N_TARGETS
     assert heatmap.locator("thead th").evaluate_all("els => els.every(e => e.scope === 'col')")

@@ -67,15 +67,15 @@ def test_yes_or_no_the_furthest_on_the_wrong_side_come_first(probed: Callable[[s
     wrong = wrong.assign(error=(wrong["truth"] - wrong["score"]).abs()).nlargest(N, "error")
     found = lines(probed("entailment"), tmp_path, worst=N)
     assert [line[0] for line in found] == wrong["id"].tolist()
-    assert [line[4] for line in found] == ["yes" if truth else "no" for truth in wrong["truth"]]
-    assert all(line[4] != line[5] for line in found)
+    assert [line[2] for line in found] == ["yes" if truth else "no" for truth in wrong["truth"]]
+    assert all(line[2] != line[3] for line in found)
 
 
 def test_of_several_targets_each_is_an_answer_of_its_own(probed: Callable[[str], Path], tmp_path: Path) -> None:
     scores = best_scores(probed("objects"))
     wrong = scores[(scores["truth"] > 0.5) != (scores["score"] > 0.5)]
     wrong = wrong.assign(error=(wrong["truth"] - wrong["score"]).abs()).nlargest(N, "error")
-    assert [(line[0], line[3]) for line in lines(probed("objects"), tmp_path, worst=N)] == list(
+    assert [(line[0], line[5]) for line in lines(probed("objects"), tmp_path, worst=N)] == list(
         zip(wrong["id"], wrong["target"], strict=True)
     )
 
@@ -86,7 +86,7 @@ def test_of_classes_the_one_that_was_said_stands_beside_the_one_that_was_true(
     wide = best_scores(probed("colour")).pivot(index="id", columns="target", values=["truth", "score"])
     true, said = wide["truth"].idxmax(axis=1), wide["score"].idxmax(axis=1)
     found = lines(probed("colour"), tmp_path, worst=1000)
-    assert {line[0]: (line[4], line[5]) for line in found} == {
+    assert {line[0]: (line[2], line[3]) for line in found} == {
         name: (true[name], said[name]) for name in wide.index[true != said]
     }
 
@@ -96,7 +96,7 @@ def test_numbers_are_as_wrong_as_they_are_far(probed: Callable[[str], Path], tmp
     furthest = scores.loc[(scores["truth"] - scores["score"]).abs().idxmax()]
     [line] = lines(probed("size"), tmp_path, worst=1)
     assert line[0] == furthest["id"]
-    assert float(line[4].replace("−", "-")) == pytest.approx(furthest["truth"], abs=1e-3)
+    assert float(line[2].replace("−", "-")) == pytest.approx(furthest["truth"], abs=1e-3)
 
 
 def test_prompts_are_cut_and_stay_text_and_pictures_are_small(probed: Callable[[str], Path], tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_prompts_are_cut_and_stay_text_and_pictures_are_small(probed: Callable[[
     assert data is not None
     with Image.open(BytesIO(base64.b64decode(data[1]))) as picture:
         assert picture.size == (192, 96)
-    assert all(line[2].startswith("&lt;b&gt;What is it?&lt;/b&gt; word ") for line in found[:4])
-    assert all(len(line[2]) < len(PROMPT) for line in found)
-    assert found[4][2] == "–"
+    assert all(line[6].startswith("&lt;b&gt;What is it?&lt;/b&gt; word ") for line in found[:4])
+    assert all(len(line[6]) < len(PROMPT) for line in found)
+    assert found[4][6] == "–"
 
 
 def test_nothing_is_shown_or_looked_up_unless_it_is_asked_for(probed: Callable[[str], Path], tmp_path: Path) -> None:
