@@ -14,21 +14,28 @@ import torch
 import sonde
 from sonde.doctor import disk_speed
 
+# What NVIDIA's tool says of a whole GPU.
+NVIDIA_SMI = "NVIDIA H100 80GB HBM3, 570.86.15, 81559, 80994"
+
 
 @pytest.fixture(scope="module")
 def diagnosis(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """Of an environment with an old zarr, a torchvision and an xarray that cannot be imported, and without datasets."""
+    """Of an environment with a driver, an old zarr, broken torchvision and xarray, and no datasets."""
     folder = tmp_path_factory.mktemp("packages")
     for name in ("torchvision", "xarray"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("raise RuntimeError('an undefined symbol\\nand more')\n")
     (folder / "zarr-2.18.0.dist-info").mkdir()
     (folder / "zarr-2.18.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 2.18.0\n")
+    (folder / "bin").mkdir()
+    (folder / "bin/nvidia-smi").write_text(f"#!/bin/sh\necho '{NVIDIA_SMI}'\n")
+    (folder / "bin/nvidia-smi").chmod(0o755)
     absent = "import sys; sys.modules['datasets'] = None; from sonde.cli import run; "
     command = [sys.executable, "-c", f"{absent}sys.exit(run(['doctor', '--size', '4', '--json']))"]
     path = os.pathsep.join([str(folder), str(Path(sonde.__file__).parents[1])])
     environment = os.environ | {
         "PYTHONPATH": path,
+        "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]),
         "HF_HUB_OFFLINE": "1",
         "AWS_ACCESS_KEY_ID": "a",
         "AWS_SECRET_ACCESS_KEY": "b",
@@ -82,6 +89,17 @@ def test_what_can_be_done_without_has_a_state_and_a_remedy(diagnosis: subprocess
     assert features["push, gated models"]["remedy"] == "unset HF_HUB_OFFLINE"
     assert features["S3"]["state"] == "ready"
     assert features["Azure"]["state"] == "missing"
+
+
+def test_a_gpu_is_told_by_its_driver_whether_torch_can_use_it_or_not(
+    diagnosis: subprocess.CompletedProcess[str],
+) -> None:
+    found = json.loads(diagnosis.stdout)
+    told = {"name": "NVIDIA H100 80GB HBM3", "driver": "570.86.15", "memory": 81559 << 20, "free": 80994 << 20}
+    assert found["gpus"] == [told]
+    [gpu] = (feature for feature in found["features"] if feature["name"] == "GPU")
+    if not torch.cuda.is_available():
+        assert (gpu["state"], bool(gpu["remedy"])) == ("broken" if torch.version.cuda else "missing", True)
 
 
 def test_a_disk_without_room_or_a_folder_is_not_measured(tmp_path: Path) -> None:

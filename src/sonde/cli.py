@@ -23,6 +23,12 @@ from .progress import console
 from .terminal import logging_to_stderr, print_plan, progress_bar
 
 INTERRUPTED = 130
+_AFTER = {
+    "extract": "; what is committed stays, go on with `sonde extract --resume`",
+    "study": "; what is done stays, the same command goes on with the rest",
+    "copy": "; what is committed stays, the same command goes on with the rest",
+}
+"""What to do after Ctrl-C; `sonde probe` says so itself where a layer is done."""
 _WITH_OUT = ("demo", "extract", "probe", "report")
 
 app = typer.Typer(
@@ -64,8 +70,7 @@ def run(arguments: Sequence[str]) -> int:
                 raise
         # typer turns Ctrl-C into this code and says nothing.
         if code == INTERRUPTED:
-            remedy = "; what is committed stays, go on with `sonde extract --resume`" if extracting else ""
-            return _fail(f"interrupted{remedy}", code)
+            return _fail(f"interrupted{_AFTER.get(command[0], '')}", code)
         return code
 
 
