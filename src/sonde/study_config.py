@@ -35,6 +35,7 @@ class ProbeSection(Section):
     draws: int = Field(1000, ge=1)
     seed: int = 0
     permutations: int = Field(0, ge=0)
+    words: bool = Field(False, description="whether what the prompts' words alone tell is scored too")
     device: str | None = None
 
 
