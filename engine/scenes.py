@@ -8,11 +8,14 @@ are drawn evenly for both, the text of a caption alone does not tell whether it 
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from hashlib import sha256
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from sonde.errors import InputError
 
@@ -69,14 +72,72 @@ class Statement:
         return f"{form[0].upper()}{form[1:]}."
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture, what it shows, and what can be said of it.
+
+    Attributes
+    ----------
+    shapes
+        One to four, of different categories and colours.
+    image
+        The picture, RGB.
+    captions
+        True statements, each with one made from it that is false, and what was exchanged.
+    """
+
+    shapes: tuple[Shape, ...]
+    image: Image.Image
+    captions: tuple[tuple[Statement, Statement, str], ...]
+
+
+def draw_scenes(seed: int | str, *, size: int = 96, training: bool = False) -> Iterator[Scene]:
+    """Draw scenes without end.
+
+    What a scene shows decides by a hash on which side it is: a set of two or more coloured shapes, or a single one at
+    its place, is either trained on or asked about, whatever the seeds.
+
+    Parameters
+    ----------
+    seed
+        Draws everything.
+    size
+        Side of the square images in pixels.
+    training
+        Whether the scenes are those that the demo's model may be trained on; else those that it is asked about.
+    """
+    rng = random.Random(seed)
+    used = dict.fromkeys(SHAPES, 0)
+    while True:
+        shapes = _shapes(rng, size, used)
+        if is_for_training(shapes, size) != training:
+            continue
+        for shape in shapes:
+            used[shape.category] += 1
+        image = render(shapes, size, rng)
+        statements = _statements(shapes, size, rng)
+        captions = [(statement, *_falsify(statement, shapes, rng)) for statement in statements]
+        yield Scene(shapes, image, tuple(captions))
+
+
+def is_for_training(shapes: Sequence[Shape], size: int) -> bool:
+    """On which of the two sides a scene is; the order of its shapes does not matter."""
+    what = sorted(f"{shape.colour} {shape.category}" for shape in shapes)
+    if len(shapes) == 1:
+        # Without its place, the words of a caption would tell whether the scene can be: there are few such scenes.
+        what.append(f"{int(8 * shapes[0].x / size)} {int(8 * shapes[0].y / size)}")
+    return sha256("|".join(what).encode()).digest()[0] % 2 == 1
+
+
 def write_scenes(
     folder: str | Path, *, n_images: int = 240, seed: int = 0, size: int = 96, name: str = "scenes"
 ) -> Path:
     """Render scenes of coloured shapes and write them in COCO's format.
 
-    Makes ``images/*.png`` and ``annotations/{captions,instances,negatives}_<name>.json``. The negatives have the
-    captions' layout, and besides ``type`` (what was exchanged: ``attribute``, ``relation`` or ``object``) and
-    ``caption_id`` (the true caption that it was made from). The same arguments give the same bytes.
+    The scenes are such as the demo's model was not trained on; see `draw_scenes`. Makes ``images/*.png`` and
+    ``annotations/{captions,instances,negatives}_<name>.json``. The negatives have the captions' layout, and besides
+    ``type`` (what was exchanged: ``attribute``, ``relation`` or ``object``) and ``caption_id`` (the true caption that
+    it was made from). The same arguments give the same bytes.
 
     Parameters
     ----------
@@ -108,21 +169,17 @@ def write_scenes(
     folder = Path(folder)
     for part in ("images", "annotations"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    rng = random.Random(seed)
-    used = dict.fromkeys(SHAPES, 0)
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
-    for image_id in range(1, n_images + 1):
-        scene = _scene(rng, size, used)
+    for image_id, scene in enumerate(islice(draw_scenes(seed, size=size), n_images), start=1):
         file_name = f"{name}_{image_id:06d}.png"
-        render(scene, size, rng).save(folder / "images" / file_name)
+        scene.image.save(folder / "images" / file_name)
         images.append({"id": image_id, "file_name": file_name, "width": size, "height": size})
-        for shape in scene:
+        for shape in scene.shapes:
             objects.append({"id": len(objects) + 1, "image_id": image_id, **_instance(shape)})
-        for statement in _statements(scene, size, rng):
-            kind, untrue = _falsify(statement, scene, rng)
+        for statement, untrue, kind in scene.captions:
             entry = {"id": len(captions) + 1, "image_id": image_id}
             captions.append({**entry, "caption": statement.text()})
             negatives.append({**entry, "caption": untrue.text(), "type": kind, "caption_id": entry["id"]})
@@ -142,14 +199,12 @@ def write_scenes(
     return folder
 
 
-def _scene(rng: random.Random, size: int, used: dict[str, int]) -> tuple[Shape, ...]:
-    """Draw one to four shapes that differ in category and colour and do not touch; count categories in `used`."""
+def _shapes(rng: random.Random, size: int, used: dict[str, int]) -> tuple[Shape, ...]:
+    """Draw one to four shapes that differ in category and colour and do not touch, first of categories little used."""
     n_shapes = rng.choices((1, 2, 3, 4), weights=(3, 6, 6, 5))[0]
     # The least used first, so that every category is seen equally often however few the scenes are.
     categories = sorted(SHAPES, key=lambda category: (used[category], rng.random()))[:n_shapes]
     rng.shuffle(categories)
-    for category in categories:
-        used[category] += 1
     colours = rng.sample(list(COLOURS), n_shapes)
     largest = 0.21 if n_shapes <= 2 else 0.175
     while True:
@@ -201,11 +256,11 @@ def _along(right: float, down: float, words: Sequence[str]) -> str:
     return down_word if down > 0 else up_word
 
 
-def _falsify(statement: Statement, scene: Sequence[Shape], rng: random.Random) -> tuple[str, Statement]:
+def _falsify(statement: Statement, scene: Sequence[Shape], rng: random.Random) -> tuple[Statement, str]:
     """A statement of the same form that is false of the scene, and what was exchanged."""
     kind = rng.choice(("attribute", "object", "relation") if statement.relation else ("attribute", "object"))
     if kind == "relation":
-        return kind, replace(statement, relation=_OPPOSITES[statement.relation])
+        return replace(statement, relation=_OPPOSITES[statement.relation]), kind
     things = list(statement.things)
     place = rng.randrange(len(things))
     colour, category = things[place]
@@ -218,7 +273,7 @@ def _falsify(statement: Statement, scene: Sequence[Shape], rng: random.Random) -
     else:
         absent = [name for name in COLOURS if name not in {shape.colour for shape in scene}]
         things[place] = (rng.choice(absent), category)
-    return kind, replace(statement, things=tuple(things))
+    return replace(statement, things=tuple(things)), kind
 
 
 def _instance(shape: Shape) -> dict[str, Any]:

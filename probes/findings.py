@@ -77,7 +77,8 @@ class Findings:
         A row per answer whose prompts differ in words, at its best layer: the mean score of probes on the prompt that
         they were trained on, on the other prompts, and the difference with its interval.
     models
-        A row per question and pair of models: Spearman's correlation of their layer curves over relative depth, and
+        A row per question and pair of models: the scores of their best layers and, where both were tested on the same
+        groups, the difference with its interval; Spearman's correlation of their layer curves over relative depth, and
         Cohen's kappa of the answers of their best layers on the test samples that both have.
     """
 
@@ -169,6 +170,7 @@ def _models(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
     for (task, cue), asked in questions.items():
         curves = {answer.model: _by_depth(answer) for answer in asked}
         said = {answer.model: _said(answer) for answer in asked} if len(asked) > 1 else {}
+        of = {answer.model: answer for answer in asked}
         for one, other in combinations(curves, 2):
             both = said[one].to_frame("one").join(said[other].to_frame("other"), how="inner")
             constant = any(np.ptp(curves[name]) == 0 for name in (one, other))
@@ -177,10 +179,23 @@ def _models(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
                 "cue": cue,
                 "model": one,
                 "other": other,
+                **_gap(of[one], of[other]),
                 "correlation": np.nan if constant else float(spearmanr(curves[one], curves[other]).statistic),
                 "kappa": _kappa(both["one"].to_numpy(), both["other"].to_numpy()),
                 "n_answers": len(both),
             }
+
+
+def _gap(one: Answer, other: Answer) -> dict[str, Any]:
+    """Compare best layers: scores of both, and their difference on the same test groups."""
+    told = {"metric": one.peak["metric"], "best": float(one.peak["best"]), "other_best": float(other.peak["best"])}
+    if not _paired(one.results, other.results):
+        return told | dict.fromkeys(("difference", "low", "high"), np.nan)
+    places = [tuple(answer.peak[name] for name in (*_SITE, "best_layer")) for answer in (one, other)]
+    curves = [_curves(answer.results, told["metric"]) for answer in (one, other)]
+    (value, draws), (its, its_draws) = (curve[place] for curve, place in zip(curves, places, strict=True))
+    found = paired_difference(value, its, draws, its_draws)
+    return told | {"difference": float(found.value), "low": float(found.low), "high": float(found.high)}
 
 
 def _by_depth(answer: Answer) -> NDArray[np.float64]:

@@ -69,10 +69,11 @@ def _prompts(row: Row) -> str:
 
 
 def _models(row: Row) -> str:
+    apart = "" if np.isnan(row["difference"]) else f", {_amount(row['difference'], row)} apart"
     return (
-        f"{row['model']} and {row['other']}: over {_question(row)} their layer curves correlate by "
-        f"{_number(row['correlation'])} (Spearman, relative depth), and what their best layers say agrees by "
-        f"{_number(row['kappa'])} (Cohen's kappa)."
+        f"{row['model']} and {row['other']}: over {_question(row)} their best layers score {_points(row['best'])} and "
+        f"{_points(row['other_best'])}{apart}; their layer curves correlate by {_number(row['correlation'])} "
+        f"(Spearman, relative depth), and what the best layers say agrees by {_number(row['kappa'])} (Cohen's kappa)."
     )
 
 

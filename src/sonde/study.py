@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .callbacks import Callback
-from .engine import Dataset, ExtractConfig, extract
+from .engine import Dataset, ExtractConfig, Sample, extract
 from .engine.dataset import load_dataset
 from .errors import InputError
 from .probes import probe, write_report
@@ -23,12 +22,23 @@ _DESCRIBING = ("task", "cue", "prompt", "asked")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One task, with one cue or none; the labels that answer it, and in how many paraphrases it is put."""
+    """One task, with one cue or none.
+
+    Attributes
+    ----------
+    task, cue, labels
+        Names; the labels are the answers.
+    n_prompts
+        In how many paraphrases it is put.
+    texts
+        Prompt of each sample by id.
+    """
 
     task: str
     cue: str
     labels: str
     n_prompts: int
+    texts: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -116,13 +126,16 @@ def questions_of(dataset: Dataset) -> list[Question]:
     if not {"task", "cue"} <= set(dataset.labels):
         raise InputError('data.task is one task: give a study a list of them, such as task = ["entailment"]')
     asked = [name for name in dataset.labels if name not in _DESCRIBING]
-    prompts: dict[tuple[str, str, str], set[Any]] = {}
+    samples: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in dataset.samples:
         for name in asked:
             if sample.labels.get(name) is not None:
                 key = (str(sample.labels["task"]), str(sample.labels["cue"]), name)
-                prompts.setdefault(key, set()).add(sample.labels.get("prompt"))
-    return [Question(*key, len(words)) for key, words in prompts.items()]
+                samples.setdefault(key, []).append(sample)
+    return [
+        Question(*key, len({one.labels.get("prompt") for one in of}), {one.id: one.prompt or "" for one in of})
+        for key, of in samples.items()
+    ]
 
 
 def _extract(
@@ -177,6 +190,7 @@ def _ask(
         seed=asked.seed,
         permutations=asked.permutations,
         transfer="prompt" if question.n_prompts > 1 else None,
+        texts=question.texts if asked.words else None,
         device=asked.device,
         out=folder,
         resume=True,

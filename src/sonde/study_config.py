@@ -35,6 +35,7 @@ class ProbeSection(Section):
     draws: int = Field(1000, ge=1, description="bootstrap draws")
     seed: int = Field(0, description="of the split and the bootstrap")
     permutations: int = Field(0, ge=0, description="permutations of the labels, for the null (ridge)")
+    words: bool = Field(False, description="whether what the prompts' words alone tell is scored too")
     device: str | None = Field(None, description="torch device; numpy if left out")
 
 

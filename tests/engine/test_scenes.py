@@ -2,6 +2,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sonde.engine.scenes import write_scenes
+from sonde.engine.scenes import draw_scenes, write_scenes
 from sonde.errors import InputError
 
 # A painter's own idea of the colours, not the generator's table.
@@ -167,6 +168,29 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(first) == 12 + 3
     assert first == again
     assert all(first[name] != other[name] for name in first)
+
+
+def test_no_scene_that_is_asked_about_could_be_trained_on(scenes: Path) -> None:
+    def contents(training: bool, *seeds: int) -> tuple[set[frozenset[tuple[str, str]]], set[tuple[str, str, int, int]]]:
+        """The sets of several shapes, and the single shapes with their places in eighths of the picture."""
+        several, single = set(), set()
+        for seed in seeds:
+            for scene in islice(draw_scenes(seed, training=training), 2000):
+                first, *others = scene.shapes
+                if others:
+                    several.add(frozenset((shape.colour, shape.category) for shape in scene.shapes))
+                else:
+                    single.add((first.colour, first.category, int(first.x // 12), int(first.y // 12)))
+        return several, single
+
+    # The same seed on both sides, and others.
+    trained, asked = contents(True, 0, 1, 2), contents(False, 0, 3)
+    for trained_on, asked_about in zip(trained, asked, strict=True):
+        assert min(len(trained_on), len(asked_about)) > 400
+        assert not trained_on & asked_about
+    written = {frozenset((s.colour, s.category) for s in shapes) for shapes in look(scenes).values() if len(shapes) > 1}
+    assert not written & trained[0]
+    assert written <= contents(False, 3)[0]
 
 
 @pytest.mark.parametrize("ngrams", [(1, 1), (1, 3)])

@@ -134,6 +134,15 @@ def test_models_are_compared_by_their_curves_and_by_what_they_say(answers: list[
         depth = np.linspace(0, LAYERS - 1, 33)
         one, other = (np.interp(depth, range(LAYERS), curve(answer.results).to_numpy()) for answer in pair)
         assert row["correlation"] == pytest.approx(spearmanr(one, other).statistic)
+        best = [answer.results.summary().iloc[0] for answer in pair]
+        assert (row["best"], row["other_best"]) == tuple(line["best"] for line in best)
+        assert row["difference"] == pytest.approx(row["best"] - row["other_best"])
+        # Both on the same draws of the same test groups: the spread is that of the differences.
+        drawn = []
+        for answer, line in zip(pair, best, strict=True):
+            draws = answer.results.draws.query(f"metric == 'accuracy' and layer == {line['best_layer']}")
+            drawn.append(draws.set_index("draw")["value"])
+        assert [row["low"], row["high"]] == pytest.approx(np.quantile(drawn[0] - drawn[1], [0.025, 0.975]))
         said = []
         for answer in pair:
             scores = pd.read_parquet(answer.folder / "scores.parquet")
@@ -156,7 +165,10 @@ def test_every_finding_is_a_sentence_with_its_figures(findings: Findings) -> Non
     assert f"most at layer 1, by +{100 * row.loc[1, 'difference']:.1f} points [" in said[4]
     prompts = findings.prompts.iloc[0]
     assert f"score {100 * prompts['same']:.1f} on the prompt that they were trained on" in said[6]
-    assert f"agrees by {findings.models.iloc[0]['kappa']:.2f} (Cohen's kappa)" in said[10]
+    models = findings.models.iloc[0]
+    assert f"agrees by {models['kappa']:.2f} (Cohen's kappa)" in said[10]
+    assert f"score {100 * models['best']:.1f} and {100 * models['other_best']:.1f}, " in said[10]
+    assert f"{100 * abs(models['difference']):.1f} points [" in said[10]
 
 
 def test_the_report_of_a_study_says_and_draws_them(answers: list[Answer], findings: Findings, tmp_path: Path) -> None:
