@@ -67,8 +67,8 @@ def _cuml() -> Library:
     except (ImportError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the library cuml cannot be used ({reason}): it needs an NVIDIA GPU and cuML (the extra cuda); "
-            "or use sklearn"
+            f"the library cuml cannot be used ({reason}): it needs an NVIDIA GPU and `pip install "
+            "cupy-cuda13x cuml-cu13`; or use sklearn"
         ) from error
 
     def asarray(x: Array) -> Array:

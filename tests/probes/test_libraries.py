@@ -119,7 +119,7 @@ def test_a_library_that_cannot_be_used_is_an_error_that_says_what_is_needed(exam
         libraries.ridge_cv(x, y, folds, ALPHAS, library="keras")
     monkeypatch.setitem(sys.modules, "cupy", None)  # as where it is not installed
     for cv in (libraries.ridge_cv, libraries.logistic_cv):
-        with pytest.raises(InputError, match=r'an NVIDIA GPU and `pip install "sonde\[cuda\]"`'):
+        with pytest.raises(InputError, match="an NVIDIA GPU and `pip install cupy-cuda13x cuml-cu13`; or use sklearn"):
             cv(x, y, folds, ALPHAS, library="cuml")
 
 

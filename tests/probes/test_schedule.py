@@ -40,9 +40,13 @@ def assert_same(found: Results, folder: Path, reference: tuple[Results, Path]) -
     scores = [pd.read_parquet(path / "scores.parquet") for path in (folder, reference[1])]
     pd.testing.assert_frame_equal(*scores)
     pd.testing.assert_frame_equal(found.draws, reference[0].draws)
-    pd.testing.assert_frame_equal(found.controls, reference[0].controls)
+    for table in ("controls", "penalties", "reliability"):
+        pd.testing.assert_frame_equal(getattr(found, table), getattr(reference[0], table))
     probes = ["probes.json", "probes.safetensors"]
-    tables = [f"{name}.parquet" for name in ("comparisons", "controls", "draws", "results", "scores")]
+    tables = [
+        f"{name}.parquet"
+        for name in ("comparisons", "controls", "draws", "penalties", "reliability", "results", "scores")
+    ]
     assert sorted(file.name for file in folder.iterdir()) == sorted(probes + tables)
     for name in probes:
         assert (folder / name).read_bytes() == (reference[1] / name).read_bytes()
@@ -110,7 +114,7 @@ def test_a_scheduler_without_workers_is_one_clear_error(example: Any) -> None:
     with (
         distributed.LocalCluster(**options) as empty,
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
-        pytest.raises(InputError, match="has no workers; start some with `dask worker`"),
+        pytest.raises(InputError, match="has no workers; start some with `dask worker tcp://"),
     ):
         probe(example.store, "size", scheduler=empty.scheduler_address)
 

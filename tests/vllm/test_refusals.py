@@ -58,7 +58,7 @@ def test_models_of_ours_are_not_vllms() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed_is_named(tmp_path: Path) -> None:
     config = {"model": {"name": "nowhere", "backend": "vllm"}, "run": {"out": tmp_path / "run.zarr"}}
-    with pytest.raises(ModelError, match=r"needs vLLM.*sonde\[vllm\]"):
+    with pytest.raises(ModelError, match=r"needs vLLM.*install it in an environment of its own"):
         extract(config, samples=text_samples())
 
 
