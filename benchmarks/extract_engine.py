@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sonde import extract
+from sonde.callbacks import OnProgress
 from sonde.engine import ExtractConfig, Sample
 from sonde.engine.batches import Batch
 from sonde.engine.destination import open_destination, plan_schema
@@ -158,9 +159,8 @@ def rate(model: Path, samples: Sequence[Sample], out: Path, workers: int | None,
     """
     done: list[tuple[float, int]] = []
     config = configure(model, "last", "bfloat16", out=str(out), range_size=range_size)
-    extract(
-        config, samples=samples, workers=workers, on_progress=lambda p: done.append((time.perf_counter(), p.samples))
-    )
+    note = OnProgress(lambda n, *_: done.append((time.perf_counter(), n)))
+    extract(config, samples=samples, workers=workers, callbacks=[note])
     (start, before), (stop, after) = done[(workers or 1) - 1], done[-1]
     return (after - before) / (stop - start)
 

@@ -9,13 +9,14 @@ noted after every batch and commit: the peak of the second half of a run is set 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sonde import extract
-from sonde.engine import Progress, Sample
+from sonde.callbacks import OnProgress
+from sonde.engine import Sample
 
 from .extract_memory import megabytes
 from .extract_shapes import ImageShape, TextShape, pictures, prompts, questions, write_gpt2, write_llava
@@ -53,12 +54,12 @@ def main(folder: Path, size: Size) -> None:
 def measure(what: str, model: Path, samples: Sequence[Sample], folder: Path, tokens: list[str]) -> dict[str, Any]:
     """Run one extraction and note its memory as it goes."""
     seen: list[tuple[int, float]] = []
-    last = Progress(0)
+    last: Mapping[str, float] = {}
 
-    def note(progress: Progress) -> None:
+    def note(done: int, total: int, measures: Mapping[str, float]) -> None:
         nonlocal last
-        last = progress
-        seen.append((progress.samples, megabytes("VmRSS")))
+        last = {"samples": done, **measures}
+        seen.append((done, megabytes("VmRSS")))
 
     weights = "pretrained" if any(model.glob("*.safetensors")) else "random"
     store = extract(
@@ -68,17 +69,17 @@ def measure(what: str, model: Path, samples: Sequence[Sample], folder: Path, tok
             "run": {"out": str(folder / f"{model.name}.zarr")},
         },
         samples=samples,
-        on_progress=note,
+        callbacks=[OnProgress(note)],
     )
     halves = [[rss for n, rss in seen if (n > len(samples) / 2) == late] for late in (False, True)]
     first, second = (max(half) for half in halves)
     return {
         "what": what,
-        "seconds": last.seconds,
-        "samples/s": last.samples / last.seconds,
-        "tokens/s": last.tokens / last.seconds,
+        "seconds": last["seconds"],
+        "samples/s": last["samples"] / last["seconds"],
+        "tokens/s": last["tokens"] / last["seconds"],
         "stored MB": store.info()["bytes"] / 1e6,
-        "token budget": last.token_budget,
+        "token budget": last["token_budget"],
         "first half MB": first,
         "second half MB": second,
         "ratio": second / first,

@@ -143,11 +143,11 @@ def write_gpt2(folder: Path, shape: TextShape) -> Path:
 
 
 def write_qwen2(folder: Path, shape: TextShape) -> Path:
-    """Save a Qwen2 of heads of 64, of random weights in bfloat16, and a tokenizer of one token per word."""
+    """Save a Qwen2 of heads of 64, of random weights in bfloat16, and a tokenizer of a token or two per word."""
     import torch
     import transformers as hf
 
-    tokenizer = _tokenizer()
+    tokenizer = _byte_tokenizer()
     config = hf.Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
@@ -214,6 +214,21 @@ def _tokenizer() -> Any:
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=["<image>"]
     )
+
+
+def _byte_tokenizer() -> Any:
+    """Of byte pairs: what a folder of a Qwen2 holds is read as such, whatever it is."""
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(_WORDS)], trainer)
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
 
 
 def prompts(n: int, shortest: int = 8, longest: int = 128) -> Sequence[Sample]:

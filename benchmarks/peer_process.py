@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -56,13 +57,15 @@ class PeerProcess:
                 cwd=_ROOT,
                 env=os.environ | _OFFLINE,
                 encoding="utf-8",
+                start_new_session=True,
             )
 
     def __enter__(self) -> PeerProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
+        # A peer may have processes of its own, which would outlive it.
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
     def wait(self) -> None:

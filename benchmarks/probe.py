@@ -266,7 +266,7 @@ def fold_statistics(data: LayerData, rounds: int) -> list[Row]:
 def reprobe(store: Store, shape: Shape, size: Size) -> Answer:
     """`sonde.probe` with evaluation and bootstrap, then new labels for the same store, beside reading it once."""
     what = "sonde.probe, all layers"
-    options = {"alphas": shape.penalties("ridge"), "n_folds": shape.folds}
+    options = {"alphas": shape.penalties("ridge"), "n_folds": shape.folds, "callbacks": ()}
 
     def read() -> None:
         for layer in store.arrays[0].layers:

@@ -10,10 +10,10 @@ committed store, by vLLM with our connector; in tokens per second beside
 
 Fairness: all run in turns on the same prompts, in processes of their own that are idle but for their turn, of the same
 model (random weights), dtype, and tokens and prompts in a step; medians are compared, and a first round warms up. vLLM
-alone has its engine in another process and its steps overlapping, as it comes; it is given token ids where sonde
-tokenises, and all of them at once. The example does not wait for the disk, sonde does. What sonde keeps of the last
-token by either backend is compared: ``differs`` is the largest relative distance of a layer, and beyond rounding it is
-an error. On a GPU each of the engines takes a fifth of the memory.
+alone has its engine in another process and its steps overlapping, as it comes, and on a CPU all cores; it is given
+token ids where sonde tokenises, and all of them at once. The example does not wait for the disk, sonde does. What sonde
+keeps of the last token by either backend is compared: ``differs`` is the largest relative distance of a layer, and
+beyond rounding it is an error. On a GPU each of the engines takes a fifth of the memory.
 
 Of vLLM alone 0.9 is owed where CUDA is there; elsewhere the ratio is told and nothing is owed. Engines start, which
 takes minutes on few cores, whatever the size. Runs in an environment that has vLLM (docs/extraction.md):

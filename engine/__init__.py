@@ -3,7 +3,6 @@
 from .config import ExtractConfig
 from .extract import extract
 from .picture import ImageBytes, ImageUrl
-from .run import Progress
 from .sample import Dataset, Sample
 
-__all__ = ["Dataset", "ExtractConfig", "ImageBytes", "ImageUrl", "Progress", "Sample", "extract"]
+__all__ = ["Dataset", "ExtractConfig", "ImageBytes", "ImageUrl", "Sample", "extract"]

@@ -85,7 +85,7 @@ def read_excerpt(dataset: Dataset, range_size: int, session: Session, token_budg
         else:
             errors += item.skipped.values()
     if not batches:
-        raise InputError(f"none of {len(errors)} samples that were read can be used: {errors[0]}")
+        raise InputError(f"none of {len(errors)} samples that were read can be used: {errors[0]}; correct the data")
     samples = [sample for packs in batches for pack in packs for sample in pack.samples]
     return Excerpt(samples, errors, batches, len(dataset) / (len(samples) + len(errors)))
 

@@ -24,7 +24,7 @@ class ModelSection(Section):
 
     name: str = Field(description="hub id, or folder of a checkpoint")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of weights and arithmetic")
     backend: Literal["transformers", "vllm"] = Field("transformers", description="what runs the model")
     attention: str | None = Field(
         None, description="attention kernel of transformers: sdpa, eager, flash_attention_2; or of vLLM: FLASH_ATTN, …"
@@ -40,7 +40,7 @@ class ModelSection(Section):
     visual_tokens: Literal["sample", "argmax"] = Field(
         "sample", description="how a model that chooses its visual tokens does: LaVIT samples them, as published"
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(False, description="run code that comes with the model; none here needs it")
 
     @model_validator(mode="after")
     def _of_backend(self) -> ModelSection:
@@ -86,8 +86,10 @@ class DataSection(Section):
     limit: int | None = Field(
         None, ge=1, description="at most this many samples, groups whole; images, where task is a list"
     )
-    seed: int = 0
-    prompt_format: Literal["auto", "raw", "chat"] = Field("auto", description="whether prompts go through a chat")
+    seed: int = Field(0, description="of what is drawn: samples, where there is a limit, and a task's questions")
+    prompt_format: Literal["auto", "raw", "chat"] = Field(
+        "auto", description="through the chat template, or as they are; auto: chat for image-text models that have one"
+    )
     truncate: int | None = Field(None, ge=1, description="cut text-only prompts to this many tokens")
 
     @model_validator(mode="after")
@@ -99,7 +101,9 @@ class DataSection(Section):
         if not isinstance(self.task, tuple) and several and self.cue != "asked":
             raise ValueError(f"{several[0]} says several, which a list of tasks is asked with: write task = ['…']")
         if self.task is not None and (self.annotations is None or self.images is None):
-            raise ValueError(f"the task {self.task!r} needs both annotations and images")
+            raise ValueError(
+                f"the task {self.task!r} needs both annotations and images: name the two folders in [data]"
+            )
         if self.image_folder is not None and self.prompts is None:
             raise ValueError('image_folder needs prompts: say what is asked of each image, such as ["What is it?"]')
         for setting, sources in _SOURCES_OF.items():
@@ -130,9 +134,11 @@ _SOURCES_OF = {
 class CaptureSection(Section):
     """``[capture]``: which activations are kept."""
 
-    sites: tuple[str, ...] = Field(("resid_post",), min_length=1)
-    tokens: tuple[str, ...] = Field(("last",), min_length=1)
-    layers: Literal["all"] | tuple[int, ...] | dict[str, Literal["all"] | tuple[int, ...]] = "all"
+    sites: tuple[str, ...] = Field(("resid_post",), min_length=1, description="where in a block")
+    tokens: tuple[str, ...] = Field(("last",), min_length=1, description="which positions, and how they are reduced")
+    layers: Literal["all"] | tuple[int, ...] | dict[str, Literal["all"] | tuple[int, ...]] = Field(
+        "all", description="numbers from 0, or a table of them by site"
+    )
     dtype: Literal["bfloat16", "float16", "float32", "int8"] | None = Field(
         None, description="of the store; the model's if left out. int8 has a scale for every vector"
     )

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sonde.callbacks import Callback
 from sonde.errors import InputError
 from sonde.store import Labels, Store, locate
+from sonde.watching import Watch, watched
 
 from .calibrate import find_token_budget
 from .circumstances import circumstances
@@ -38,7 +43,7 @@ def extract(
     workers: int | None = None,
     scheduler: str | None = None,
     profile: str | Path | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Store:
     """Run a frozen model over a data set and keep the selected activations of every layer.
 
@@ -62,8 +67,9 @@ def extract(
         places.
     profile
         A JSON file for the spans of all stages, in the Trace Event Format (Perfetto, chrome://tracing); of one process.
-    on_progress
-        Called after every batch and commit; with workers after every range.
+    callbacks
+        Who is told how it goes: after every batch and commit, with workers after every range. Left out, a progress bar
+        at a terminal or in a notebook; ``()`` for none.
 
     Returns
     -------
@@ -91,6 +97,10 @@ def extract(
     if profile is not None and (Path(profile).is_dir() or not Path(profile).absolute().parent.is_dir()):
         # It is written at the end: hours later is late to learn of it.
         raise InputError(f"the profile {str(profile)!r} cannot be written there: give a file in a folder that exists")
+    with warnings.catch_warnings():
+        # In a notebook without widgets, tqdm says at its import that it wants them; nothing of it is shown here.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import_module("huggingface_hub.utils.tqdm")
     location = locate(config.run.out, fsync=config.run.fsync)
     mode = mode_of(location, resume=resume, append=append)
     dataset = load_dataset(config.data, samples)
@@ -110,15 +120,18 @@ def extract(
         config = _as_before(config, destination.store)
         store, missing = destination.store, destination.missing
         progress = Progress(sum(len(range_) for range_ in missing))
+        facts = circumstances(session, config)
+        what = {"run": "extract", "unit": "samples", "store": str(location), "model": dict(session.model.provenance)}
+        watch = stack.enter_context(watched(callbacks, what | facts))
         if missing:
-            stack.enter_context(_logged(store, progress, circumstances(session, config)))
+            stack.enter_context(_logged(store, progress, facts))
         else:
             log.info("all %d samples are in %s already: nothing is left to do", len(dataset), store.location)
         if workers is None and scheduler is None:
             trace = Trace(enabled=profile is not None)
             if profile is not None:
                 stack.callback(trace.save, profile)
-            run = Run(session, dataset, destination.first, store, config.run, on_progress, trace)
+            run = Run(session, dataset, destination.first, store, config.run, partial(_tell, watch), trace)
             run.extract(missing, progress)
         else:
             # The workers' models need the memory that this one takes.
@@ -136,10 +149,18 @@ def extract(
                 progress,
                 workers=workers,
                 scheduler=scheduler,
-                on_progress=on_progress,
+                on_progress=partial(_tell, watch),
             )
         store.refresh()
+        info = store.info()
+        watch.on_result(store.n_samples, {name: info[name] for name in ("skipped", "nonfinite", "bytes")})
     return store
+
+
+def _tell(watch: Watch, progress: Progress) -> None:
+    counts = {"tokens": progress.tokens, "bytes": progress.nbytes, "skipped": progress.skipped}
+    counts |= {"ranges": len(progress.ranges), "token_budget": progress.token_budget}
+    watch.on_progress(progress.samples, progress.total, counts | {"seconds": progress.seconds})
 
 
 def _as_before(config: ExtractConfig, store: Store) -> ExtractConfig:

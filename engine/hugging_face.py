@@ -225,7 +225,7 @@ def _load(name: str, config: str | None, split: str | Sequence[str] | None, revi
     try:
         import datasets
     except ImportError as error:
-        raise InputError(f"the data set {name!r} needs the package datasets: pip install 'sonde[datasets]'") from error
+        raise InputError(f"the data set {name!r} needs the package datasets: pip install datasets") from error
     import pyarrow as pa
 
     path = Path(name).expanduser()

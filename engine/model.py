@@ -199,7 +199,9 @@ def checked_name(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"the folder {name!r} holds no model: it has no config.json")
+            raise ModelError(
+                f"the folder {name!r} holds no model: it has no config.json; give one that has, or a hub id"
+            )
         return str(folder)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model folder {name!r}; give a folder with a config.json, or a hub id")

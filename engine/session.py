@@ -73,7 +73,8 @@ class Session(ABC):
         """Whether batches of different sizes may be run to find the best one."""
         return True
 
-    def start(self, token_budget: int | None = None) -> None:  # noqa: B027
+    @abstractmethod
+    def start(self, token_budget: int | None = None) -> None:
         """Make ready to run batches of at most so many padded tokens, where opening has not."""
 
     @abstractmethod
@@ -124,6 +125,9 @@ class TransformersSession(Session):
         )
         recorder = Recorder(model.module, model.blocks, capture, vision, some_tokens(model), told)
         return cls(model, capture, encoder, collate, found, told, note, recorder)
+
+    def start(self, token_budget: int | None = None) -> None:
+        """Nothing is left to make ready."""
 
     def close(self) -> None:
         """Take the hooks off the model."""

@@ -58,9 +58,9 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"there is no configuration {path}; see `sonde extract --help` for an example") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the configuration {path} cannot be read: {error}") from None
+        raise InputError(f"the configuration {path} cannot be read ({error}): give a text file in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
+        raise InputError(f"{path} is not valid TOML: {error}; see `sonde extract --help` for an example") from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -74,7 +74,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         value = text.strip()
     section = data.setdefault(sections[0], {})
     if not isinstance(section, dict):
-        raise InputError(f"--set {override!r}: {sections[0]!r} is no section of the configuration")
+        raise InputError(f"--set {override!r}: {sections[0]!r} is no section: write it as section.key=value")
     section[last] = value
 
 

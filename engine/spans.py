@@ -170,7 +170,9 @@ def through_template(
     marked = render(map_texts(messages, lambda text: _insert(text, next(remaining))))
     marks = _marks(first, len(places))
     if marks.sub("", marked) != rendered:
-        raise InputError("the model's chat template makes another text of its messages when spans are marked in them")
+        raise InputError(
+            "the model's chat template makes another text of its messages when spans are marked in them: give a prompt"
+        )
     found: dict[str, list[int]] = {}
     for passed, match in enumerate(marks.finditer(marked)):
         found.setdefault(match[0], []).append(match.start() - passed)
@@ -179,7 +181,7 @@ def through_template(
         starts, stops = (found.get(chr(first + 2 * i + end), []) for end in (0, 1))
         if (len(starts), len(stops)) != (1, 1):
             how = "leaves out" if not starts else "repeats"
-            raise InputError(f"the model's chat template {how} span {name!r}")
+            raise InputError(f"the model's chat template {how} span {name!r}: give a prompt, or leave the span out")
         out[name] = (starts[0], stops[0])
     return out
 

@@ -71,14 +71,14 @@ def find_blocks(model: Any) -> Blocks:
     if not candidates:
         raise ModelError(
             f"cannot find the blocks of {type(model).__name__}: its decoder {type(decoder).__name__} has no list of "
-            f"{n_layers} modules"
+            f"{n_layers} modules; `sonde models` lists models that work"
         )
     depth, name, layers = min(candidates, key=lambda c: c[0])
     alike = [other for its, other, _ in candidates if its == depth]
     if len(alike) > 1:
         raise ModelError(
             f"cannot tell the blocks of {type(model).__name__}: its decoder {type(decoder).__name__} has several lists "
-            f"of {n_layers} modules, {', '.join(alike)}"
+            f"of {n_layers} modules, {', '.join(alike)}; `sonde models` lists models that work"
         )
     parent = decoder.get_submodule(name.rpartition(".")[0])
     norms = tuple(child for child in parent.children() if "norm" in type(child).__name__.lower())

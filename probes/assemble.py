@@ -22,7 +22,14 @@ from .layers import ProbedLayer, Recipe
 from .metrics import PRIMARY
 from .problem import Problem
 from .results import MAJORITY, TEXT, Results
-from .tables import COLUMNS, COMPARISON_COLUMNS, CONTROL_COLUMNS, write_atomically
+from .tables import (
+    COLUMNS,
+    COMPARISON_COLUMNS,
+    CONTROL_COLUMNS,
+    PENALTY_COLUMNS,
+    RELIABILITY_COLUMNS,
+    write_atomically,
+)
 
 
 def origin_of(store: Store, problem: Problem, seed: int) -> dict[str, Any]:
@@ -50,6 +57,7 @@ def about_run(store: Store, problem: Problem, recipe: Recipe, n_draws: int) -> d
         "permutations": controls.permutations,
         "codelength": controls.codelength,
         "control task": None if controls.task is None else _digest(controls.task.problem.y),
+        "erased": None if controls.erased is None else _digest(controls.erased),
         "transfer": None if controls.variants is None else _digest(controls.variants),
     }
 
@@ -93,12 +101,15 @@ def assemble(
     for name, baseline in baselines.items():
         where = {"site": "", "tokens": "", "layer": -1, "solver": name}
         records += [common | where | record for record in baseline.records]
+    place = [origin | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer} for p in done]
     between = {"trained_on": "", "tested_on": ""}
-    controls = [
-        origin | {"site": p.spec.site, "tokens": p.spec.tokens, "layer": p.probe.layer} | between | dict(record)
-        for p in done
-        for record in p.controls
+    controls = [where | between | dict(record) for where, p in zip(place, done, strict=True) for record in p.controls]
+    penalties = [
+        where | {"alpha": float(alpha), "error": float(errors.mean()), "n_chosen": p.probe.alpha.count(float(alpha))}
+        for where, p in zip(place, done, strict=True)
+        for alpha, errors in zip(recipe.alphas, p.cv_error, strict=bool(p.cv_error.size))
     ]
+    bins = [where | line for where, p in zip(place, done, strict=True) for line in p.evaluation.reliability]
     return Results(
         pd.DataFrame.from_records(records, columns=list(COLUMNS)),
         pd.DataFrame.from_records(
@@ -107,6 +118,8 @@ def assemble(
         _provenance(store, problem, recipe, seed, len(draws)),
         [draw_table(done).assign(**origin)],
         pd.DataFrame.from_records(controls, columns=list(CONTROL_COLUMNS)),
+        pd.DataFrame.from_records(penalties, columns=list(PENALTY_COLUMNS)),
+        pd.DataFrame.from_records(bins, columns=list(RELIABILITY_COLUMNS)),
     )
 
 

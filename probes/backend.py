@@ -49,6 +49,8 @@ class Backend:
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """Return `x`, from any namespace, as an array of this backend."""
+        if type(x) is np.ndarray and self.xp.__name__.endswith("numpy"):
+            return np.asarray(x, dtype=dtype)  # as the last line, at a tenth of its cost for small arrays
         if is_torch(x):
             x = x.detach()
             if self.xp.__name__.endswith("torch"):

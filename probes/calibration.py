@@ -189,15 +189,22 @@ def _newton(derivatives: Callable[[Floats], tuple[float, Floats, Floats]], theta
 
     ``derivatives`` gives loss, gradient [k] and Hessian [k, k].
     """
+    from scipy.linalg.lapack import dposv
+
     loss, gradient, hessian = derivatives(theta)
+    identity = np.eye(len(theta))
     # A little is always needed: far from the minimum, or of constant scores, the Hessian may be singular.
     least = damping = 1e-12 * (1 + abs(loss))
     for _ in range(_MAX_STEPS):
-        step = np.linalg.solve(hessian + damping * np.eye(len(theta)), gradient)
+        # numpy's solver takes as long to call as the derivatives to compute.
+        _, step, singular = dposv(hessian + damping * identity, gradient)
+        if singular:
+            damping *= 100
+            continue
         decrease = float(gradient @ step)
         if decrease <= _TOLERANCE * (1 + abs(loss)):
             # The error squares with every step: this is the last that shows.
-            return theta - step
+            return np.asarray(theta - step)
         found = derivatives(theta - step)
         if found[0] <= loss - 1e-4 * decrease:
             theta = theta - step

@@ -16,6 +16,7 @@ from .cache import LabelFree
 from .class_weights import ClassWeight
 from .codelength import online_codelength
 from .control import ControlTask
+from .erasure import ErasedRows, Eraser, leace
 from .evaluate import Evaluation, evaluate
 from .fit import PROBABILISTIC, Fit, Library, Solver, fit_layer
 from .information import v_information
@@ -23,6 +24,7 @@ from .metrics import PRIMARY
 from .permutation import p_value, permutation_null
 from .problem import ALL, Problem
 from .rows import Rows
+from .statistics import accumulate
 from .transfer import transfer
 
 
@@ -38,6 +40,9 @@ class Controls:
         The control task.
     codelength
         Whether the online codelength is computed.
+    erased
+        float64 ``[sample, column]``: what is erased from the activations before they are probed once more; NaN in rows
+        that are not told of it.
     variants
         ``[sample]``: the variant of the question that each sample is, for the transfer matrix.
     seed
@@ -47,6 +52,7 @@ class Controls:
     permutations: int = 0
     task: ControlTask | None = None
     codelength: bool = False
+    erased: NDArray[np.float64] | None = None
     variants: NDArray[np.str_] | None = None
     seed: int = 0
 
@@ -54,6 +60,8 @@ class Controls:
         self, problem: Problem, solver: Solver, backend: Library, class_weight: ClassWeight | None = None
     ) -> None:
         """Raise InputError if a control is not for such probes."""
+        if self.erased is not None and (self._folds_to_erase_by(problem) < 0).all():
+            raise InputError("no training row has the labels that are to be erased: choose others, or leave them out")
         if self.permutations < 0:
             raise InputError(f"{self.permutations} permutations: ask for 0 or more, 100 are usual")
         if self.permutations and (solver != "ridge" or backend != "sonde"):
@@ -64,6 +72,16 @@ class Controls:
             raise InputError("weighted probes give no code of the labels as they are: leave out class weights")
         if self.codelength and problem.kind == "regression":
             raise InputError(f"labels {problem.labels!r} are numbers: only classes have a codelength")
+
+    def eraser(self, rows: Rows, problem: Problem, device: str | None = None) -> Eraser:
+        """Fit the eraser of a layer to the training rows that are told of what is erased."""
+        folds = self._folds_to_erase_by(problem)
+        return leace(accumulate(rows, self.erased, folds, device=device).total())
+
+    def _folds_to_erase_by(self, problem: Problem) -> NDArray[np.int64]:
+        """0 for training rows that are told of what is erased, -1 for all others; int64 ``[sample]``."""
+        assert self.erased is not None
+        return np.where((problem.split.folds >= 0) & ~np.isnan(self.erased).any(axis=1), 0, -1)
 
 
 def measure(
@@ -101,6 +119,19 @@ def measure(
     """
     primary = PRIMARY[problem.kind]
     value = _of_all(evaluation, primary)["value"]
+
+    def probe_again(
+        name: str, loss: str, rows: Rows, problem: Problem, known: LabelFree | None
+    ) -> Iterator[dict[str, Any]]:
+        again = fit_layer(
+            rows, problem, solver, alphas, device, backend=backend, class_weight=class_weight, known=known
+        )
+        judged = evaluate(problem, again.scores, draws, probabilities=solver in PROBABILISTIC)
+        row = _of_all(judged, primary)
+        yield {"control": name, "metric": primary} | {column: row[column] for column in ("value", "low", "high")}
+        difference = paired_difference(value, row["value"], evaluation.draws[primary], judged.draws[primary])
+        yield {"control": loss, "metric": primary} | _told(difference)
+
     if solver in PROBABILISTIC:
         information = v_information(problem, fit.scores, draws)
         yield {
@@ -123,13 +154,10 @@ def measure(
             "p": p_value(value, null, primary),
         }
     if controls.task is not None:
-        task = controls.task.problem
-        control = fit_layer(rows, task, solver, alphas, device, backend=backend, class_weight=class_weight, known=known)
-        by_heart = evaluate(task, control.scores, draws, probabilities=solver in PROBABILISTIC)
-        row = _of_all(by_heart, primary)
-        yield {"control": "control task", "metric": primary} | {name: row[name] for name in ("value", "low", "high")}
-        difference = paired_difference(value, row["value"], evaluation.draws[primary], by_heart.draws[primary])
-        yield {"control": "selectivity", "metric": primary} | _told(difference)
+        yield from probe_again("control task", "selectivity", rows, controls.task.problem, known)
+    if controls.erased is not None:
+        without = ErasedRows(rows, controls.eraser(rows, problem, device))
+        yield from probe_again("erased", "erasure loss", without, problem, None)
     if controls.codelength:
         code = online_codelength(rows, problem, fit.alpha, seed=controls.seed, device=device)
         yield {"control": "online code", "metric": "bits", "value": float(code.bits.sum())}

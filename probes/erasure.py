@@ -13,6 +13,7 @@ convex loss of any kind (ibid., section 3).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import array_api_compat
@@ -22,6 +23,7 @@ from sonde.errors import InputError
 from .backend import Array, Backend
 from .eigenbasis import eigenbasis
 from .moments import Moments
+from .rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,30 @@ class Eraser:
         wide = xp.astype(narrow, xp.float64)
         mean_x, left, right = (backend.asarray(a) for a in (self.mean_x, self.left, self.right))
         return xp.astype(wide - xp.matmul(xp.matmul(wide - mean_x, right), left.T), narrow.dtype)
+
+
+class ErasedRows:
+    """`Rows` from which an eraser has taken what it takes.
+
+    Parameters
+    ----------
+    rows : Rows
+        Activations of shape [N, D].
+    eraser : Eraser
+        Of D columns.
+    """
+
+    def __init__(self, rows: Rows, eraser: Eraser) -> None:
+        self._rows, self._eraser = rows, eraser
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of columns, D."""
+        return self._rows.hidden_size
+
+    def __iter__(self) -> Iterator[tuple[slice, Array]]:
+        for span, chunk in self._rows:
+            yield span, self._eraser.apply(chunk)
 
 
 def leace(moments: Moments, *, tol: float | None = None) -> Eraser:

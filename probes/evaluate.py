@@ -14,6 +14,7 @@ from .bootstrap import interval
 from .calibration import calibrate
 from .metrics import CALIBRATED, score, score_probabilities
 from .problem import ALL, Problem
+from .reliability import reliability
 from .sums import Floats, macro
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,14 @@ class Evaluation:
         One mapping per metric, target and split.
     draws
         By metric, float32 ``[draw]``: its value over all targets under each bootstrap draw of the test rows.
+    reliability
+        What `sonde.probes.reliability` gives of the test rows, with ``calibrated``: whether of the probabilities as
+        they are or of the calibrated ones.
     """
 
     records: list[dict[str, Any]]
     draws: Mapping[str, NDArray[np.float32]]
+    reliability: list[dict[str, Any]]
 
 
 def evaluate(
@@ -65,7 +70,6 @@ def evaluate(
         Per target, for the records.
     """
     test, training = problem.split.test, problem.split.folds >= 0
-    parts = {"test": test} | ({"cv": training} if cross_validated else {})
     # Targets of a multi-label question have rows of their own; -1 is all of them together.
     wanted = {ALL: -1} | ({name: t for t, name in enumerate(problem.targets)} if problem.kind == "multilabel" else {})
     about = {
@@ -81,7 +85,7 @@ def evaluate(
     categorical = problem.kind != "regression"
     calibrated = calibrate(problem, scores, probabilities=probabilities) if categorical and cross_validated else None
 
-    def judge(rows: NDArray[np.bool_], weights: NDArray[Any] | None = None) -> dict[str, Floats]:
+    def judge(rows: NDArray[np.bool_], weights: NDArray[Any]) -> dict[str, Floats]:
         y = problem.truth(rows)
         values = score(problem.kind, y, scores[rows], weights)
         if categorical and probabilities:
@@ -91,20 +95,31 @@ def evaluate(
             values |= {CALIBRATED + name: value for name, value in judged.items()}
         return {name: _with_macro(value) for name, value in values.items()}
 
-    drawn = judge(test, draws)
-    ends = {name: interval(values) for name, values in drawn.items()}
+    # Every row once comes before the draws: its scores are those of the rows themselves.
+    drawn = judge(test, np.concatenate([np.ones_like(draws[:1]), draws]))
+    parts = {"test": (test, drawn)}
+    if cross_validated:
+        parts["cv"] = training, judge(training, np.ones((1, int(training.sum())), draws.dtype))
     records: list[dict[str, Any]] = []
-    for part, rows in parts.items():
+    for part, (rows, found) in parts.items():
         n_positive = _positives(problem, rows)
-        for metric, values in judge(rows).items():
-            low, high = ends[metric] if part == "test" else np.full((2, *values.shape), np.nan)
+        for metric, weighed in found.items():
+            values = weighed[0]
+            low, high = interval(weighed[1:]) if part == "test" else np.full((2, *values.shape), np.nan)
             records += [
                 about[target]
                 | {"metric": metric, "split": part, "n_positive": n_positive.get(target, -1)}
                 | {"value": float(values[t]), "low": float(low[t]), "high": float(high[t])}
                 for target, t in wanted.items()
             ]
-    return Evaluation(records, {name: values[:, -1].astype(np.float32) for name, values in drawn.items()})
+    truth = problem.truth(test)
+    bins = [
+        {"calibrated": after} | line
+        for after, chance in ((False, scores if categorical and probabilities else None), (True, calibrated))
+        if chance is not None
+        for line in reliability(problem.kind, truth, chance[test])
+    ]
+    return Evaluation(records, {name: values[1:, -1].astype(np.float32) for name, values in drawn.items()}, bins)
 
 
 def warn_of_missing_positives(problem: Problem) -> None:

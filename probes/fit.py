@@ -14,7 +14,7 @@ from . import libraries
 from .backend import Array, to_numpy
 from .cache import LabelFree, LayerCache
 from .class_weights import ClassWeight
-from .discriminant import LinearFit, lda, mean_difference
+from .discriminant import LdaFit, LinearFit, lda, mean_difference
 from .dual import statistics_for
 from .eigenbasis import eigenbases
 from .logistic import LogisticFit, logistic_bases, logistic_cv
@@ -59,6 +59,9 @@ class Fit:
     scores
         float64 ``[sample, target]``: test rows by the probe of all training rows, training rows by the probe that did
         not see their fold; NaN elsewhere. Probabilities of logistic probes, else the regression's values.
+    cv_error
+        float64 ``[alpha, choice]``: what each penalty costs on held-out folds, squared error of ridge and LDA, log-loss
+        in nats of logistic probes; a choice for each target, or one for all. ``[0, 0]`` where there is no penalty.
     """
 
     weights: NDArray[np.float32]
@@ -66,6 +69,7 @@ class Fit:
     alpha: NDArray[np.float64]
     converged: NDArray[np.bool_]
     scores: NDArray[np.float64]
+    cv_error: NDArray[np.float64]
 
 
 def ensure_solvable(
@@ -162,7 +166,7 @@ def fit_layer(
     # Mass-mean probes have no penalty, and closed forms always converge; the classes of one question share both.
     alpha = np.broadcast_to(getattr(found, "alpha", np.nan), bias.shape).copy()
     converged = np.broadcast_to(getattr(found, "converged", True), bias.shape).copy()
-    return Fit(weights.astype(np.float32), bias.astype(np.float32), alpha, converged, scores)
+    return Fit(weights.astype(np.float32), bias.astype(np.float32), alpha, converged, scores, _cv_error(found))
 
 
 def _solve(
@@ -194,6 +198,12 @@ def _solve(
     stats = with_targets(known.stats, rows, y, folds, device=device)
     solve = ridge_cv if solver == "ridge" else lda
     return solve(stats, alphas, per_target=per_target, bases=known.bases)
+
+
+def _cv_error(found: RidgeFit | LogisticFit | LinearFit) -> NDArray[np.float64]:
+    if isinstance(found, LogisticFit):
+        return found.cv_loss
+    return found.cv_error if isinstance(found, RidgeFit | LdaFit) else np.empty((0, 0))
 
 
 def _solve_by(

@@ -59,6 +59,8 @@ class ProbedLayer:
         float64 ``[test row, target]``: the probe's.
     evaluation
         Their metrics, and those of the folds.
+    cv_error
+        As of `Fit`.
     controls
         What `measure` gives.
     """
@@ -67,6 +69,7 @@ class ProbedLayer:
     probe: Probe
     scores: NDArray[np.float64]
     evaluation: Evaluation
+    cv_error: NDArray[np.float64]
     controls: Sequence[Mapping[str, Any]] = ()
 
 
@@ -162,7 +165,7 @@ class LayerTask:
             bias=fit.bias,
             alpha=tuple(fit.alpha.tolist()),
         )
-        return ProbedLayer(spec, probe, fit.scores[problem.split.test], evaluation, controls)
+        return ProbedLayer(spec, probe, fit.scores[problem.split.test], evaluation, fit.cv_error, controls)
 
 
 def layer_tasks(
@@ -196,5 +199,8 @@ def layer_tasks(
         if layers is None or layer in layers
     ]
     if not tasks:
-        raise StoreError(f"{store.location} has no activations of these sites, tokens and layers together")
+        kept = ", ".join(f"{spec.name} of layers {list(spec.layers)}" for spec in rows)
+        raise StoreError(
+            f"{store.location} has no activations of these sites, tokens and layers together: it has {kept}"
+        )
     return tasks

@@ -67,7 +67,7 @@ def _cuml() -> Library:
     except (ImportError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f'the library cuml cannot be used ({reason}): it needs an NVIDIA GPU and `pip install "sonde[cuda]"`; '
+            f"the library cuml cannot be used ({reason}): it needs an NVIDIA GPU and cuML (the extra cuda); "
             "or use sklearn"
         ) from error
 

@@ -12,7 +12,7 @@ from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch, to_numpy
 from .class_weights import ClassWeight, class_weight_array
-from .rows import Held, Rows, used_chunks
+from .rows import Held, Rows, runs, used_chunks
 
 Kind: TypeAlias = Literal["multilabel", "multinomial"]
 
@@ -187,7 +187,7 @@ class LogisticObjective:
         Parameters
         ----------
         at : int array of shape [n], numpy
-            Sample rows.
+            Sample rows, those of a fold together.
         columns : int array of shape [P]
             Of the labels; multilabel problems have one each.
         factors : array of shape [P, K, 2], or None
@@ -213,11 +213,9 @@ class LogisticObjective:
             loss = loss * count[:, :, 0]
             residual *= count
             spread *= count
-        for f in range(self._n_folds):  # whose rows have no part in the problems that hold them out
-            if bounds[f] < bounds[f + 1]:
-                rows = backend.indices(np.flatnonzero(fold == f))
-                residual[rows, bounds[f] : bounds[f + 1], :] = 0
-                spread[rows, bounds[f] : bounds[f + 1], :] = 0
+        for f, rows in runs(fold):  # which have no part in the problems that hold them out
+            residual[rows, bounds[f] : bounds[f + 1], :] = 0
+            spread[rows, bounds[f] : bounds[f + 1], :] = 0
         curvature = xp.sum(spread, axis=0)[:, :, None]
         if self._kind == "multinomial":
             outer = xp.matmul(xp.permute_dims(p, (1, 2, 0)), xp.permute_dims(spread, (1, 0, 2)))

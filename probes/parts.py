@@ -73,10 +73,14 @@ class Parts:
 
         probe = layer.probe
         name = _name(layer.spec.site, layer.spec.tokens, probe.layer)
-        arrays = {"weights": probe.weights, "bias": probe.bias, "scores": layer.scores}
+        arrays = {"weights": probe.weights, "bias": probe.bias, "scores": layer.scores, "cv_error": layer.cv_error}
         arrays |= {f"draws/{metric}": values for metric, values in layer.evaluation.draws.items()}
         described = {k: v for k, v in asdict(probe).items() if k not in ("weights", "bias")}
-        told = {"probe": json.dumps(described), "controls": json.dumps([dict(control) for control in layer.controls])}
+        told = {
+            "probe": json.dumps(described),
+            "controls": json.dumps([dict(control) for control in layer.controls]),
+            "reliability": json.dumps(layer.evaluation.reliability),
+        }
         data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, told)
         write_atomically(self._folder / f"_{name}.safetensors", data)
         where = {"site": probe.site, "tokens": probe.tokens, "layer": probe.layer, "solver": probe.solver}
@@ -100,13 +104,15 @@ class Parts:
             with safe_open(path.with_name(f"_{path.name}.safetensors"), "numpy") as file:
                 names = file.keys()
                 arrays = {name: file.get_tensor(name) for name in names}
-                described, controls = (json.loads(file.metadata()[name]) for name in ("probe", "controls"))
+                told = {name: json.loads(text) for name, text in file.metadata().items()}
+            described = told["probe"]
             described |= {"targets": tuple(described["targets"]), "alpha": tuple(described["alpha"])}
             records = [dict(zip(kept, row, strict=True)) for row in rows[kept].itertuples(index=False)]
             # safetensors has an order of its own.
             draws = {metric: arrays[f"draws/{metric}"] for metric in rows["metric"].unique()}
             probe = Probe(**described, weights=arrays["weights"], bias=arrays["bias"])
-            return ProbedLayer(task.spec, probe, arrays["scores"], Evaluation(records, draws), controls)
+            evaluation = Evaluation(records, draws, told["reliability"])
+            return ProbedLayer(task.spec, probe, arrays["scores"], evaluation, arrays["cv_error"], told["controls"])
         # Bytes of anyone: what cannot be read is made again.
         except Exception:
             return None

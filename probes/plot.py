@@ -94,7 +94,8 @@ def plot_curves(
     labels, metric : str, optional
         As in `Results.best`.
     ax : matplotlib.axes.Axes, optional
-        Left out: those of a new figure, which needs no display and no pyplot.
+        Left out: those of a new figure, which needs no display and no pyplot; in a notebook one of pyplot, which the
+        notebook shows.
     **filters : str, optional
         ``model``, ``store``, ``site``, ``tokens`` and ``solver`` of the curves to draw; left out: all.
 
@@ -109,13 +110,12 @@ def plot_curves(
     InputError
         As `Results.curves`.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     rows = results.curves(labels, metric, **filters)
     name, metric = str(rows["labels"].iloc[0]), str(rows["metric"].iloc[0])
     if ax is None:
-        ax = Figure(figsize=(6.4, 4.0), layout="constrained").add_subplot()
+        ax = _new_axes()
     test = rows[rows["split"] == "test"].sort_values("layer", kind="stable")
     test = test.assign(curve=curve_names(test))
     summary = results.summary(metric, name)
@@ -148,6 +148,19 @@ def curves_figure(results: Scores) -> "Figure":
     for i, name in enumerate(names):
         plot_curves(results, name, ax=figure.add_subplot(len(names), 1, i + 1))
     return figure
+
+
+def _new_axes() -> "Axes":
+    from rich.console import Console
+
+    options: dict[str, Any] = {"figsize": (6.4, 4.0), "layout": "constrained"}
+    if Console().is_jupyter:
+        from matplotlib import pyplot
+
+        return pyplot.figure(**options).add_subplot()
+    from matplotlib.figure import Figure
+
+    return Figure(**options).add_subplot()
 
 
 def _draw_curve(ax: "Axes", points: pd.DataFrame, name: str, colour: str, style: str) -> None:

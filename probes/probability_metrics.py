@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .sums import Array, Floats, average, one_hot, ratio, sums, totals
+from .sums import Array, Floats, average, blocks, one_hot, ratio, sums_by_group, totals
 
 N_BINS = 15
 
@@ -68,13 +68,22 @@ def class_probability_metrics(y: Array, chance: Array, weights: Array) -> dict[s
     }
 
 
+def bin_of(chance: Array) -> Array:
+    """Number of the bin of each probability among `N_BINS` equal ones, closed above."""
+    return np.searchsorted(np.linspace(0, 1, N_BINS + 1)[1:-1], chance)
+
+
 def _clip(chance: Array) -> Floats:
     eps = float(np.finfo(chance.dtype).eps)
     return np.clip(chance.astype(np.float64), eps, 1 - eps)
 
 
 def _calibration_error(y: Array, chance: Array, weights: Array) -> Floats:
-    bins = np.searchsorted(np.linspace(0, 1, N_BINS + 1)[1:-1], chance)
+    bins = bin_of(chance)
     excess = y - chance.astype(np.float64)
-    gaps = (np.abs(sums(weights, np.where(bins == m, excess, 0.0))) for m in np.unique(bins))
-    return ratio(sum(gaps, start=np.zeros((len(weights), y.shape[1]))), totals(weights))
+    gaps = np.empty((len(weights), y.shape[1]))
+    rows = np.arange(len(y))
+    for draws, block in blocks(weights, np.dtype(np.float64)):
+        for t in range(y.shape[1]):
+            gaps[draws, t] = np.abs(sums_by_group(block, rows, bins[:, t], N_BINS, excess[:, t])).sum(axis=0)
+    return ratio(gaps, totals(weights))

@@ -86,7 +86,9 @@ class Problem:
         groups = store.groups
         used = labels.present & store.valid
         if not used.any():
-            raise InputError(f"labels {name!r}: no sample has both labels and activations")
+            raise InputError(
+                f"labels {name!r}: no sample has both labels and activations: add labels of those not skipped"
+            )
         for column, value in (where or {}).items():
             said = names_of(store, column)
             used &= said == value
@@ -95,7 +97,7 @@ class Problem:
                 raise InputError(f"labels {name!r}: no sample where {column} is {value!r}; it is {there}")
         given: Sequence[str] | None = store.columns["split"].tolist() if "split" in store.columns else None
         split = split_groups(groups.tolist(), test_size=test_size, n_folds=n_folds, seed=seed, split=given, used=used)
-        y, targets = _columns(labels)
+        y, targets = columns_of(labels)
         y[~used] = 0
         kept, left_out = _usable(labels, y, targets, split)
         if title is None:
@@ -135,7 +137,8 @@ def names_of(store: Store, name: str) -> NDArray[np.str_]:
     return np.asarray([found.names[value] if value >= 0 else "" for value in found.values.tolist()])
 
 
-def _columns(labels: Labels) -> tuple[NDArray[np.float64], list[str]]:
+def columns_of(labels: Labels) -> tuple[NDArray[np.float64], list[str]]:
+    """Targets of labels, float64 ``[sample, target]``, and their names; InputError if one has the name ``all``."""
     if labels.kind == "multiclass":
         return np.eye(len(labels.names))[np.maximum(labels.values, 0)], list(labels.names)
     if ALL in labels.names:

@@ -5,7 +5,7 @@ from math import isqrt
 
 import numpy as np
 
-from .sums import Array, Floats, blocks, exact_dtype, macro, one_hot, ratio
+from .sums import Array, Floats, blocks, exact_dtype, macro, one_hot, ratio, sums_by_group
 
 
 def ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats]:
@@ -64,25 +64,18 @@ def _rank(y: Array, scores: Array, weights: Array) -> tuple[Floats, Floats]:
     descending, level = np.unique(-scores[positive], return_inverse=True)
     above = np.searchsorted(descending, -scores[negative])
     equal = np.append(descending, np.nan)[above] == -scores[negative]
-    gained = _sums_by_group(weights, positive, level, len(descending))
+    gained = sums_by_group(weights, positive, level, len(descending))
     found = _accumulate(gained.copy())
-    passed = _accumulate(_sums_by_group(weights, negative, above, len(descending) + 1))
+    passed = _accumulate(sums_by_group(weights, negative, above, len(descending) + 1))
     positives, negatives = found[-1].astype(np.float64), passed[-1]
     passed = passed[:-1]
     seen = found + passed
     precision = np.divide(found, seen, out=np.zeros(seen.shape), where=seen > 0, dtype=np.float64)
-    ties = np.einsum("nb,nb->b", weights[negative[equal]], gained[above[equal]], dtype=np.float64)
-    worse = np.einsum("kb,kb->b", gained, passed, dtype=np.float64) - ties / 2
+    worse = np.einsum("kb,kb->b", gained, passed, dtype=np.float64)
+    if equal.any():
+        tied = sums_by_group(weights, negative[equal], above[equal], len(descending))
+        worse -= np.einsum("kb,kb->b", gained, tied, dtype=np.float64) / 2
     return ratio(np.einsum("kb,kb->b", gained, precision), positives), ratio(worse, positives * negatives)
-
-
-def _sums_by_group(weights: Array, rows: Array, groups: Array, n_groups: int) -> Array:
-    """Add up the weights [N, B] of the rows of each group: [n_groups, B]."""
-    from scipy.sparse import csr_array
-
-    ones = np.ones(len(rows), weights.dtype)
-    # A sparse product adds whole rows of draws in the order of memory; sorting the weights was measured 7 times slower.
-    return np.asarray(csr_array((ones, (groups, rows)), shape=(n_groups, len(weights))) @ weights)
 
 
 def _accumulate(x: Array) -> Array:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,19 @@ from numpy.typing import NDArray
 from sonde.errors import InputError, StoreError
 
 from .bootstrap import Difference, paired_difference
-from .metrics import higher_is_better
-from .tables import COLUMNS, COMPARISON_COLUMNS, CONTROL_COLUMNS, CURVE, DRAW_COLUMNS, read_table, tidy, write_table
+from .curves import best_cv, matching, only, ranked, top_cv, with_test
+from .tables import (
+    COLUMNS,
+    COMPARISON_COLUMNS,
+    CONTROL_COLUMNS,
+    CURVE,
+    DRAW_COLUMNS,
+    PENALTY_COLUMNS,
+    RELIABILITY_COLUMNS,
+    read_table,
+    tidy,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +35,17 @@ if TYPE_CHECKING:
 MAJORITY, TEXT = "majority", "text"
 BASELINES = (MAJORITY, TEXT)
 """Solvers that no layer has: the shares of the training rows, and the words alone."""
+_LATER_TABLES = {
+    "controls": CONTROL_COLUMNS,
+    "penalties": PENALTY_COLUMNS,
+    "reliability": RELIABILITY_COLUMNS,
+}
+"""Tables that runs of earlier versions have not written."""
 _ROW_KEY = [*CURVE, "layer", "target", "metric", "split"]
+
+
+def _empty(columns: Mapping[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -41,8 +63,8 @@ class Results:
         so on; ``runs`` holds a list of these after `concat`.
     draw_sources : sequence of pandas.DataFrame or pathlib.Path
         What `draws` puts together: tables with the columns of `DRAW_COLUMNS`, or files of them, read when asked for.
-    controls : pandas.DataFrame
-        Columns and dtypes of `CONTROL_COLUMNS`; may be empty.
+    controls, penalties, reliability : pandas.DataFrame
+        Columns and dtypes of `CONTROL_COLUMNS`, `PENALTY_COLUMNS` and `RELIABILITY_COLUMNS`; may be empty.
 
     Raises
     ------
@@ -51,15 +73,18 @@ class Results:
     """
 
     rows: pd.DataFrame
-    comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
+    comparisons: pd.DataFrame = field(default_factory=partial(_empty, COMPARISON_COLUMNS))
     provenance: Mapping[str, Any] = field(default_factory=dict)
     draw_sources: Sequence[pd.DataFrame | Path] = ()
-    controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CONTROL_COLUMNS)))
+    controls: pd.DataFrame = field(default_factory=partial(_empty, CONTROL_COLUMNS))
+    penalties: pd.DataFrame = field(default_factory=partial(_empty, PENALTY_COLUMNS))
+    reliability: pd.DataFrame = field(default_factory=partial(_empty, RELIABILITY_COLUMNS))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tidy(self.rows, COLUMNS))
         object.__setattr__(self, "comparisons", tidy(self.comparisons, COMPARISON_COLUMNS))
-        object.__setattr__(self, "controls", tidy(self.controls, CONTROL_COLUMNS))
+        for name, columns in _LATER_TABLES.items():
+            object.__setattr__(self, name, tidy(getattr(self, name), columns))
         object.__setattr__(self, "provenance", dict(self.provenance))
         twice = self.rows.duplicated(_ROW_KEY)
         if twice.any():
@@ -73,11 +98,10 @@ class Results:
     @property
     def draws(self) -> pd.DataFrame:
         """Bootstrap draws, with the columns and dtypes of `DRAW_COLUMNS`; StoreError if their file cannot be read."""
-        empty = pd.DataFrame(columns=list(DRAW_COLUMNS))
         tables = [
             read_table(source, DRAW_COLUMNS)[0] if isinstance(source, Path) else source for source in self.draw_sources
         ]
-        return tidy(pd.concat(tables or [empty], ignore_index=True), DRAW_COLUMNS)
+        return tidy(pd.concat(tables or [_empty(DRAW_COLUMNS)], ignore_index=True), DRAW_COLUMNS)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -132,7 +156,7 @@ class Results:
             If nothing fits, several labels, models or stores fit, or no layer was cross-validated.
         """
         curves = self.curves(labels, metric, model=model, store=store, site=site, tokens=tokens, solver=solver)
-        return _with_test(curves, _best_cv(curves))
+        return with_test(curves, best_cv(curves))
 
     def top(
         self,
@@ -147,7 +171,7 @@ class Results:
     ) -> pd.Series:
         """Take the last layer of the curve that `best` is on; arguments, result and errors as there."""
         curves = self.curves(labels, metric, model=model, store=store, site=site, tokens=tokens, solver=solver)
-        return _with_test(curves, _top_cv(curves, _best_cv(curves)))
+        return with_test(curves, top_cv(curves, best_cv(curves)))
 
     def difference(self, layer: int, other: int, metric: str | None = None, **filters: str | None) -> Difference:
         """Compare any two layers of a curve on the bootstrap draws that they share.
@@ -174,10 +198,10 @@ class Results:
             If the file of the draws cannot be read.
         """
         curves = self.curves(metric=metric, **filters)
-        curve = {column: _only(curves, column) for column in (*CURVE, "metric")}
+        curve = {column: only(curves, column) for column in (*CURVE, "metric")}
         test = curves[curves["split"] == "test"].set_index("layer")["value"]
         draws = self.draws
-        draws = draws[_mask(draws, curve)]
+        draws = draws[matching(draws, curve)]
         pair: list[NDArray[np.float32]] = []
         for one in (layer, other):
             if one not in test.index:
@@ -210,8 +234,8 @@ class Results:
         for key, curve in rows[~rows["solver"].isin(BASELINES)].groupby(list(CURVE), sort=False):
             if not (curve["split"] == "cv").any():
                 continue
-            best = _with_test(curve, _best_cv(curve))
-            top = _with_test(curve, _top_cv(curve, best))
+            best = with_test(curve, best_cv(curve))
+            top = with_test(curve, top_cv(curve, best))
             line = dict(zip(CURVE, key, strict=True)) | {"metric": best["metric"], "cv_value": best["cv_value"]}
             for name, row in (("best", best), ("top", top)):
                 line |= {f"{name}_layer": row["layer"], name: row["value"]}
@@ -222,8 +246,7 @@ class Results:
             for name, kind in (("baseline", MAJORITY), ("text_baseline", TEXT)):
                 line[name] = baselines.get((line["labels"], line["model"], line["store"], kind), np.nan)
             lines.append(line)
-        order = sorted(range(len(lines)), key=lambda i: _order(lines, i))
-        return pd.DataFrame([lines[i] for i in order])
+        return pd.DataFrame(ranked(lines))
 
     def _intervals(self, metrics: Set[str]) -> dict[tuple[Any, ...], tuple[float, float]]:
         """(Curve, metric, best layer, other layer) -> ends of the interval of their difference."""
@@ -234,13 +257,13 @@ class Results:
     def baselines(self, kind: str = MAJORITY) -> pd.DataFrame:
         """Take the test rows of a baseline, the majority or ``text``, for the whole ("all") of each labels."""
         wanted = {"solver": kind, "split": "test", "target": "all"}
-        return self.rows[_mask(self.rows, wanted)]
+        return self.rows[matching(self.rows, wanted)]
 
     def baseline(self, labels: str, metric: str, model: str, store: str, kind: str = MAJORITY) -> float:
         """Look up a baseline's test score; NaN if there is none."""
         rows = self.baselines(kind)
         wanted = {"labels": labels, "metric": metric, "model": model, "store": store}
-        found = rows.loc[_mask(rows, wanted), "value"]
+        found = rows.loc[matching(rows, wanted), "value"]
         return float(found.iloc[0]) if len(found) else float("nan")
 
     def plot(
@@ -262,7 +285,7 @@ class Results:
         return plot_curves(self, labels, metric, ax=ax, **filters)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``draws``, ``comparisons``, ``controls`` and ``results.parquet``, each at once or not at all.
+        """Write each table, ``results.parquet`` last, at once or not at all.
 
         Raises
         ------
@@ -275,7 +298,8 @@ class Results:
         # The results come last: a folder that has them is complete.
         write_table(Path(folder, "draws.parquet"), self.draws, provenance)
         write_table(Path(folder, "comparisons.parquet"), self.comparisons, provenance)
-        write_table(Path(folder, "controls.parquet"), self.controls, provenance)
+        for name in _LATER_TABLES:
+            write_table(Path(folder, f"{name}.parquet"), getattr(self, name), provenance)
         return write_table(Path(folder, "results.parquet"), self.rows, provenance)
 
     @classmethod
@@ -294,9 +318,8 @@ class Results:
             raise StoreError(f"no results at {path}: {hint}")
         rows, provenance = read_table(file, COLUMNS)
         comparisons, _ = read_table(file.with_name("comparisons.parquet"), COMPARISON_COLUMNS)
-        controls = file.with_name("controls.parquet")
-        # Runs of earlier versions have none.
-        known = {"controls": read_table(controls, CONTROL_COLUMNS)[0]} if controls.is_file() else {}
+        later = {name: file.with_name(f"{name}.parquet") for name in _LATER_TABLES}
+        known = {name: read_table(table, _LATER_TABLES[name])[0] for name, table in later.items() if table.is_file()}
         return cls(rows, comparisons, provenance, (file.with_name("draws.parquet"),), **known)
 
     @classmethod
@@ -320,7 +343,7 @@ class Results:
             pd.concat([one.comparisons for one in results], ignore_index=True),
             {"runs": [run for one in results for run in one.runs]},
             [source for one in results for source in one.draw_sources],
-            pd.concat([one.controls for one in results], ignore_index=True),
+            **{n: pd.concat([getattr(one, n) for one in results], ignore_index=True) for n in _LATER_TABLES},
         )
 
     def __repr__(self) -> str:
@@ -332,7 +355,9 @@ class Results:
         return f"{head}\n{summary[columns].to_string(index=False, float_format='{:.3f}'.format)}"
 
     def _repr_html_(self) -> str:
-        return str(self.summary().to_html(index=False, float_format="{:.3f}".format))
+        from .notebook import card
+
+        return card(self)
 
     def curves(self, labels: str | None = None, metric: str | None = None, **filters: str | None) -> pd.DataFrame:
         """Take the ``cv`` and ``test`` rows of the whole ("all") of one labels and metric.
@@ -348,54 +373,9 @@ class Results:
                     raise InputError(f"the results hold no {column} {value!r}: there is {', '.join(known)}")
         if rows.empty:
             raise InputError("the results hold no probe: run `sonde probe` again")
-        name = _only(rows, "labels")
+        name = only(rows, "labels")
         wanted = metric or self.primary(name)
         chosen = rows[rows["metric"] == wanted]
         if chosen.empty:
             raise InputError(f"{name!r} has no metric {wanted!r}: there is {', '.join(rows['metric'].unique())}")
         return chosen
-
-
-def _only(rows: pd.DataFrame, column: str) -> str:
-    known = rows[column].unique()
-    if len(known) > 1:
-        raise InputError(f"the results hold several {column} ({', '.join(known)}): say {column}=…")
-    return str(known[0])
-
-
-def _mask(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> "pd.Series[bool]":
-    mask = pd.Series(True, index=rows.index)
-    for column, value in wanted.items():
-        mask &= rows[column] == value
-    return mask
-
-
-def _order(lines: Sequence[Mapping[str, Any]], i: int) -> tuple[int, float, int]:
-    """Keep labels in their first-seen order and rank the curves of each by their cross-validated score."""
-    line = lines[i]
-    first = next(j for j, other in enumerate(lines) if other["labels"] == line["labels"])
-    return first, -line["cv_value"] if higher_is_better(line["metric"]) else line["cv_value"], i
-
-
-def _best_cv(curves: pd.DataFrame) -> pd.Series:
-    for column in ("model", "store"):
-        _only(curves, column)
-    cv = curves[(curves["split"] == "cv") & curves["value"].notna()].sort_values("layer", kind="stable")
-    if cv.empty:
-        raise InputError("no layer has a cross-validated score, and the test rows must not choose it: probe with folds")
-    better = cv["value"] if higher_is_better(str(cv["metric"].iloc[0])) else -cv["value"]
-    return cv.iloc[int(np.argmax(better.to_numpy()))]
-
-
-def _top_cv(curves: pd.DataFrame, best: pd.Series) -> pd.Series:
-    curve = curves[_mask(curves, {column: best[column] for column in CURVE}) & (curves["split"] == "cv")]
-    return curve.iloc[int(np.argmax(curve["layer"].to_numpy()))]
-
-
-def _with_test(curves: pd.DataFrame, cv: pd.Series) -> pd.Series:
-    wanted = {column: cv[column] for column in (*CURVE, "layer")} | {"split": "test"}
-    found = curves[_mask(curves, wanted)]
-    if found.empty:
-        raise InputError(f"layer {cv['layer']} of {cv['labels']!r} has no test score: probe with a test part")
-    row: pd.Series = pd.concat([found.iloc[0], pd.Series({"cv_value": cv["value"]})])
-    return row

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonde.callbacks import Callback
 from sonde.errors import InputError, StoreError
-from sonde.store import Store
+from sonde.store import Labels, Store
+from sonde.watching import Watch, watched
 
 from .assemble import about_run, assemble, origin_of, save_scores
 from .baseline import text_baseline
@@ -26,7 +28,7 @@ from .fit import ALPHAS, Library, Solver, ensure_solvable
 from .layers import LayerTask, ProbedLayer, Recipe, layer_tasks
 from .parts import LAYERS, Parts
 from .probe import save_probes
-from .problem import Problem, names_of
+from .problem import Problem, columns_of, names_of
 from .results import Results
 from .ridge import alpha_array
 from .schedule import run_tasks
@@ -54,6 +56,7 @@ def probe(
     permutations: int = 0,
     control_task: str | None = None,
     codelength: bool = False,
+    erase: str | None = None,
     transfer: str | None = None,
     texts: Mapping[str, str] | None = None,
     cache: bool = True,
@@ -62,7 +65,7 @@ def probe(
     workers: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Results:
     """Fit linear probes to every layer of a store.
 
@@ -101,6 +104,9 @@ def probe(
         labels of the types.
     codelength
         Whether logistic probes also give the online codelength of the labels.
+    erase
+        Labels of which linear probes could know nothing any more: every layer is also probed after LEACE has erased
+        them, by the training samples that have them. The labels themselves, to see that nothing is left, or others.
     transfer
         Labels, or a column of the store, that say of what variant of the question each sample is: probes trained on
         one are also tested on all others.
@@ -120,8 +126,9 @@ def probe(
         not exist. While layers are probed, those that are done are in its folder ``layers``.
     resume
         Go on with the layers that a run to ``out`` has left, or begin it.
-    on_progress
-        Called with (layers done, layers in all).
+    callbacks
+        Who is told how it goes, after every layer. Left out, a progress bar at a terminal or in a notebook; ``()`` for
+        none.
 
     Returns
     -------
@@ -149,6 +156,7 @@ def probe(
         permutations,
         None if control_task is None else make_control_task(problem, names_of(store, control_task).tolist(), seed),
         codelength,
+        None if erase is None else _columns_to_erase(store.labels(erase)),
         None if transfer is None else names_of(store, transfer),
         seed,
     )
@@ -158,17 +166,20 @@ def probe(
     recipe = Recipe(solver, penalties, device, backend, class_weight, cache, controls)
     draws = cluster_weights(problem.groups[problem.split.test].tolist(), n_draws, seed)
     # The folder comes first: hours of probing must not end at one that cannot be made.
-    with _folder(out, resume) as path:
+    with ExitStack() as stack:
+        path = stack.enter_context(_folder(out, resume))
         if path is not None and (path / "results.parquet").is_file():
             log.info("%s is finished", path)
             return Results.load(path)
         about = about_run(store, problem, recipe, n_draws)
         parts = None if path is None else Parts(path, about, origin_of(store, problem, seed))
+        facts = {"run": "probe", "unit": "layers", "out": None if path is None else str(path)}
+        watch = stack.enter_context(watched(callbacks, about | origin_of(store, problem, seed) | facts))
         done = parts.begin(tasks) if parts is not None else []
         known = {(probed.spec.name, probed.probe.layer) for probed in done}
         left = [task for task in tasks if (task.spec.name, task.layer) not in known]
-        if done and on_progress is not None:
-            on_progress(len(done), len(tasks))
+        if done:
+            watch.on_progress(len(done), len(tasks))
         for probed in run_tasks(
             LayerTask.run,
             left,
@@ -181,8 +192,7 @@ def probe(
             done.append(probed)
             if parts is not None:
                 parts.add(probed)
-            if on_progress is not None:
-                on_progress(len(done), len(tasks))
+            watch.on_progress(len(done), len(tasks))
         order = {(task.spec.name, task.layer): i for i, task in enumerate(tasks)}
         done.sort(key=lambda probed: order[probed.spec.name, probed.probe.layer])
         if solver != "mass-mean":
@@ -195,7 +205,24 @@ def probe(
             # The results come last: a folder that has them is complete.
             results.save(path)
             parts.remove()
+        _tell(watch, results)
     return results
+
+
+def _tell(watch: Watch, results: Results) -> None:
+    """Give out the scores of all targets together, a layer at a time; baselines are of none."""
+    rows = results.rows
+    rows = rows[(rows["target"] == "all") & (rows["layer"] >= 0)]
+    for layer in sorted(rows["layer"].unique()):
+        scores = rows[rows["layer"] == layer]
+        names = scores["site"] + "/" + scores["tokens"] + "/" + scores["metric"] + "/" + scores["split"]
+        watch.on_result(int(layer), dict(zip(names, scores["value"].astype(float), strict=True)))
+
+
+def _columns_to_erase(labels: Labels) -> NDArray[np.float64]:
+    columns, _ = columns_of(labels)
+    columns[~labels.present] = np.nan
+    return columns
 
 
 @contextmanager

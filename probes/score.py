@@ -41,10 +41,12 @@ def score_rows(
     """
     weights, bias = to_numpy(weights), to_numpy(bias)
     scores = np.full((len(parts), weights.shape[1]), np.nan)
+    columns: list[Array] = []
     for backend, positions, x in used_chunks(rows, parts, device):
+        columns = columns or [backend.asarray(of_part.T, x.dtype) for of_part in weights]
         for part, here in runs(parts[positions]):
             with np.errstate(over="ignore", invalid="ignore"):  # told below, with the row
-                linear = x[here, :] @ backend.asarray(weights[part].T, x.dtype)
+                linear = x[here, :] @ columns[part]
             scores[positions[here]] = to_numpy(linear).astype(np.float64) + bias[part]
     bad = np.flatnonzero((parts >= 0) & ~np.isfinite(scores).all(axis=1))
     if bad.size:

@@ -269,7 +269,8 @@ def with_targets(
         )
     target, weight = target_array(y, used), weight_array(sample_weight, used)
     shift = _weighted_mean(target[used], None if weight is None else weight[used])
-    target[used] -= shift
+    target -= shift
+    target[~used] = 0.0
     weighted = target if weight is None else target * weight[:, None]
     y_all: Any = None
     member = (fold == np.arange(stats.n_folds)[:, None]).astype(np.float64)

@@ -29,10 +29,10 @@ def sums(weights: Array, values: Array) -> Floats:
     array [B, T], float64
     """
     dtype = exact_dtype(weights) if values.dtype == bool else np.dtype(np.float64)
-    columns = np.ascontiguousarray(values.T, dtype)
-    out = np.empty((len(weights), len(columns)))
-    for draws, block in blocks(weights, dtype):
-        out[draws] = (columns @ block).T
+    values = np.ascontiguousarray(values, dtype)
+    out = np.empty((len(weights), values.shape[1]))
+    for draws in _slices(weights):
+        out[draws] = weights[draws].astype(dtype) @ values
     return out
 
 
@@ -54,10 +54,42 @@ def exact_dtype(weights: Array) -> np.dtype[Any]:
 
 def blocks(weights: Array, dtype: np.dtype[Any]) -> Iterator[tuple[slice, Array]]:
     """Iterate over some draws at a time, as a slice and their weights [N, b] with the draws side by side in memory."""
-    size = max(1, _BLOCK_ELEMENTS // weights.shape[1])
-    for start in range(0, len(weights), size):
-        draws = slice(start, start + size)
+    for draws in _slices(weights):
         yield draws, np.ascontiguousarray(weights[draws].T, dtype)
+
+
+def _slices(weights: Array) -> Iterator[slice]:
+    size = max(1, _BLOCK_ELEMENTS // weights.shape[1])
+    return (slice(start, start + size) for start in range(0, len(weights), size))
+
+
+def sums_by_group(weights: Array, rows: Array, groups: Array, n_groups: int, values: Array | None = None) -> Array:
+    """Add up the weights of the rows of each group, times their values if there are any.
+
+    Parameters
+    ----------
+    weights : array [N, B], float
+    rows, groups : arrays [n], integer
+        Some rows, and the group of each.
+    n_groups : int
+        K.
+    values : array [n], float, optional
+
+    Returns
+    -------
+    array [K, B]
+    """
+    if weights.shape[1] == 1:
+        own = weights[rows, 0]
+        return np.bincount(groups, own if values is None else own * values, n_groups)[:, None]
+    from scipy.sparse import csr_array
+
+    values = np.ones(len(rows), weights.dtype) if values is None else values
+    order = np.argsort(groups, kind="stable")
+    ends = np.cumsum(np.bincount(groups, minlength=n_groups))
+    # A sparse product adds whole rows of draws in the order of memory; sorting the weights was measured 7 times slower.
+    member = csr_array((values[order], rows[order], np.append(0, ends)), shape=(n_groups, len(weights)))
+    return np.asarray(member @ weights)
 
 
 def ratio(numerator: Array, denominator: Array) -> Floats:

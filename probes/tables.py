@@ -94,9 +94,41 @@ CONTROL_COLUMNS: Mapping[str, str] = {
 """Columns of what is measured beside the probes of a layer, over all targets and on the test rows.
 
 ``control`` is ``permutation`` (mean of the null, its central 95 %, and the p-value of the layer), ``control task`` and
-``selectivity``, ``online code`` (by ``metric``: bits, uniform bits, prior bits, compression), ``v-information`` (bits
-per row), ``transfer``, from the variant ``trained_on`` to the variant ``tested_on``, or ``transfer loss``, what is lost
-on average on the variants that were not trained on."""
+``selectivity``, ``erased`` and ``erasure loss``, ``online code`` (by ``metric``: bits, uniform bits, prior bits,
+compression), ``v-information`` (bits per row), ``transfer``, from the variant ``trained_on`` to the variant
+``tested_on``, or ``transfer loss``, what is lost on average on the variants that were not trained on."""
+
+PENALTY_COLUMNS: Mapping[str, str] = {
+    "model": "str",
+    "store": "str",
+    "labels": "str",
+    "solver": "str",
+    "site": "str",
+    "tokens": "str",
+    "layer": "int64",
+    "alpha": "float64",
+    "error": "float64",
+    "n_chosen": "int64",
+}
+"""Columns of the penalties that were tried: ``error`` on held-out folds (squared error of ridge and LDA, log-loss in
+nats of logistic probes), the mean over targets, and how many targets chose the penalty."""
+
+RELIABILITY_COLUMNS: Mapping[str, str] = {
+    "model": "str",
+    "store": "str",
+    "labels": "str",
+    "solver": "str",
+    "site": "str",
+    "tokens": "str",
+    "layer": "int64",
+    "calibrated": "bool",
+    "bin": "int64",
+    "n": "int64",
+    "predicted": "float64",
+    "observed": "float64",
+}
+"""Columns of the reliability of probabilities on the test rows, as they are and calibrated, all targets together: see
+`sonde.probes.reliability`."""
 
 CURVE = ("model", "store", "labels", "solver", "site", "tokens")
 """The columns that tell one layer curve from another."""

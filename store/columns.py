@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,9 +21,11 @@ from .trees import ensure_bounded, read_tree
 def check_columns(columns: Mapping[str, Sequence[str]], n_samples: int) -> None:
     """Raise InputError unless there are a group and a unique id for each of ``n_samples``."""
     if not {"id", "group"} <= set(columns) or any(len(c) != n_samples for c in columns.values()) or not n_samples:
-        raise InputError(f"a store of {n_samples} samples needs columns id and group of that length")
+        lengths = {name: len(column) for name, column in columns.items()}
+        raise InputError(f"a store of {n_samples} samples needs columns id and group of that length, got {lengths}")
     if len(set(columns["id"])) != n_samples:
-        raise InputError("sample ids must be unique")
+        twice = Counter(columns["id"]).most_common(1)[0][0]
+        raise InputError(f"sample id {twice!r} is given more than once: ids must be unique")
     if any("\0" in text for column in columns.values() for text in column):
         raise InputError("ids, groups and splits cannot contain the character NUL")
     for name, column in columns.items():

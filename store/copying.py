@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sonde.callbacks import Callback
 from sonde.errors import StoreError
+from sonde.watching import watched
 
 from . import metadata
 from .chunks import Chunk, copy_chunk
@@ -42,7 +44,7 @@ def copy_store(
     source: Store | str | os.PathLike[str],
     destination: str | os.PathLike[str] | Location,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Copied:
     """Copy a store, range by range; a store of an older schema becomes one of this version.
 
@@ -56,8 +58,9 @@ def copy_store(
         The store; of one that is not finished, what is committed is copied.
     destination
         A path or URL where nothing is yet, or an earlier copy.
-    on_progress
-        Called with (ranges done, ranges in all).
+    callbacks
+        Who is told how it goes, after every range. Left out, a progress bar at a terminal or in a notebook; ``()`` for
+        none.
 
     Raises
     ------
@@ -76,7 +79,8 @@ def copy_store(
     columns = {name: column.tolist() for name, column in source.columns.items()}
     if not place.exists("zarr.json"):
         metadata.ensure_vacant(place)
-    with place.lock():
+    facts = {"run": "copy", "unit": "ranges", "store": str(source.location), "to": str(place)}
+    with place.lock(), watched(callbacks, facts) as watch:
         if not place.exists("zarr.json"):
             metadata.create(place, schema, columns)
         target = Store.open(place, strict=False)
@@ -91,8 +95,7 @@ def copy_store(
                     target.forget([commit.range])
                 _copy_range(source, schema, commit, place)
                 copied, nbytes = copied + 1, nbytes + commit.nbytes
-            if on_progress is not None:
-                on_progress(done, len(committed))
+            watch.on_progress(done, len(committed))
         if target.schema.parts != schema.parts or target.schema.arrays != schema.arrays:
             metadata.extend(place, schema, columns)
             target = Store.open(place, strict=False)

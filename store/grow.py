@@ -57,7 +57,9 @@ def append_samples(store: Contents, columns: Mapping[str, Sequence[str]], *, fin
     n_new = len(columns.get("id", ()))
     check_columns(columns, n_new)
     if columns.keys() != fresh.columns.keys():
-        raise InputError(f"the new samples have columns {sorted(columns)}, the store has {sorted(fresh.columns)}")
+        raise InputError(
+            f"the new samples have columns {sorted(columns)}, the store has {sorted(fresh.columns)}: give the same"
+        )
     twice = set(columns["id"]).intersection(fresh.ids.tolist())
     if twice:
         raise InputError(f"sample {min(twice)!r} is in {store.location} already: append only new samples")

@@ -190,7 +190,9 @@ def _intact_folder(store: Store) -> Directory:
         )
     damage = [error for damage in store.verify() for error in damage.errors]
     if damage:
-        raise CorruptStoreError(f"{folder} is damaged and was not pushed: {_some(damage, 1)}")
+        raise CorruptStoreError(
+            f"{folder} is damaged and was not pushed: {_some(damage, 1)}; run `sonde verify --repair`"
+        )
     return folder
 
 

@@ -50,7 +50,9 @@ class Labels:
         ):
             raise InputError(f"{self.name!r} cannot be the name of labels: begin with a letter or digit, and no '/'")
         if self.kind not in get_args(Kind):
-            raise InputError(f"labels {self.name!r}: kind must be one of {get_args(Kind)}, got {self.kind!r}")
+            raise InputError(
+                f"labels {self.name!r}: kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {self.kind!r}"
+            )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -93,14 +95,18 @@ class Labels:
         classes = tuple(map(str, classes)) if classes is not None else None
         known = [value for value in column if value is not None]
         if not known:
-            raise InputError(f"labels {name!r}: every value is missing")
+            raise InputError(f"labels {name!r}: every value is missing: leave the column out")
         kind = kind or _guess_kind(name, known)
         if kind not in _BUILDERS:
-            raise InputError(f"labels {name!r}: kind must be one of {get_args(Kind)}, got {kind!r}")
+            raise InputError(
+                f"labels {name!r}: kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}"
+            )
         try:
             return _BUILDERS[kind](name, column, known, classes)
         except (TypeError, ValueError) as error:
-            raise InputError(f"labels {name!r}: not all values are {kind}: {error}") from error
+            raise InputError(
+                f"labels {name!r}: not all values are {kind}: {error}; correct them, or give another kind"
+            ) from error
 
     def spread(self, rows: NDArray[np.int64], n_rows: int) -> Labels:
         """Put the value of sample i into row ``rows[i]`` of ``n_rows``; the others are missing."""
@@ -153,11 +159,11 @@ def align(
         ``ignore_unknown`` is not set.
     """
     if len(ids) != len(values):
-        raise InputError(f"labels {name!r}: {len(ids)} sample ids, but {len(values)} values")
+        raise InputError(f"labels {name!r}: {len(ids)} sample ids, but {len(values)} values: give one for each")
     table = dict(zip(map(str, ids), values, strict=True))
     if len(table) != len(ids):
         twice = Counter(map(str, ids)).most_common(1)[0][0]
-        raise InputError(f"labels {name!r}: sample id {twice!r} is given more than once")
+        raise InputError(f"labels {name!r}: sample id {twice!r} is given more than once: leave one of them out")
     known = set(samples)
     unknown = [] if ignore_unknown else [i for i in table if i not in known]
     if unknown:
@@ -213,7 +219,9 @@ def _multiclass(name: str, column: Sequence[Any], known: Sequence[Any], classes:
     index: dict[str | None, int] = {value: i for i, value in enumerate(names)} | {None: MISSING}
     unknown = [text for text in texts if text not in index]
     if unknown:
-        raise InputError(f"labels {name!r}: {unknown[0]!r} is not among the classes {list(names)}")
+        raise InputError(
+            f"labels {name!r}: {unknown[0]!r} is not among the classes {list(names)}: correct one of the two"
+        )
     return Labels(name, "multiclass", np.array([index[text] for text in texts], dtype=np.int32), names)
 
 
@@ -232,7 +240,9 @@ def _multilabel(name: str, column: Sequence[Any], known: Sequence[Any], classes:
             continue
         for value in values:
             if str(value) not in index:
-                raise InputError(f"labels {name!r}: {str(value)!r} is not among the classes {list(names)}")
+                raise InputError(
+                    f"labels {name!r}: {str(value)!r} is not among the classes {list(names)}: correct one of the two"
+                )
             table[row, index[str(value)]] = 1
     return Labels(name, "multilabel", table, names)
 

@@ -280,9 +280,14 @@ def open_schema(location: Location) -> tuple[Schema, tuple[str, ...]]:
             nothing = isinstance(error, FileNotFoundError)
         if nothing:
             raise StoreError(f"{location} does not exist; make a store with `sonde extract`") from None
-        raise StoreError(f"{location} is not a sonde store: it has no Zarr v3 group in it ({error})") from error
+        raise StoreError(
+            f"{location} is not a sonde store: it has no Zarr v3 group in it ({error}); check the path"
+        ) from error
     if _ATTRIBUTE not in attributes:
-        raise StoreError(f"{location} is a Zarr group, but not one that sonde made: its attributes lack {_ATTRIBUTE!r}")
+        raise StoreError(
+            f"{location} is a Zarr group, but not one that sonde made: its attributes lack {_ATTRIBUTE!r}; check "
+            "the path"
+        )
     data: Any = attributes[_ATTRIBUTE]
     schema = Schema.from_json(data, str(location))
     # Only the first version of the schema has no checksum.

@@ -1,4 +1,4 @@
-"""What a store shows of itself in a notebook."""
+"""What a store shows of itself in a notebook, and the parts that other cards are made of."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 from .contents import Contents
 from .schema import ALL
 
-_STYLE = """<style>
-.sonde-store, .sonde-store table, .sonde-store tr, .sonde-store pre {color: inherit; background: none}
-.sonde-store {font: 0.9em/1.4 sans-serif}
-.sonde-store table {border-collapse: collapse; margin: 0.3em 0}
-.sonde-store th, .sonde-store td {padding: 0.15em 1.2em 0.15em 0; text-align: left; vertical-align: top}
-.sonde-store th {font-weight: normal; opacity: 0.7}
-.sonde-store pre {user-select: all; white-space: pre-wrap; margin: 0.4em 0}
+STYLE = """<style>
+.sonde-card, .sonde-card table, .sonde-card tr, .sonde-card pre {color: inherit; background: none}
+.sonde-card {font: 0.9em/1.4 sans-serif}
+.sonde-card table {border-collapse: collapse; margin: 0.3em 0}
+.sonde-card th, .sonde-card td {padding: 0.15em 1.2em 0.15em 0; text-align: left; vertical-align: top}
+.sonde-card th {font-weight: normal; opacity: 0.7}
+.sonde-card pre {user-select: all; white-space: pre-wrap; margin: 0.4em 0}
 </style>"""
+"""Of an element with the class ``sonde-card``."""
 
 
 def card(store: Contents) -> str:
@@ -47,11 +48,12 @@ def card(store: Contents) -> str:
         for spec in store.arrays
     ]
     versions = ", ".join(f"{name} {version}" for name, version in store.schema.versions.items())
+    provenance = facts_table(_provenance(store) | {"versions": versions})
     return (
-        f'{_STYLE}<div class="sonde-store"><div><strong>Store</strong> <code>{escape(str(store.location))}</code></div>'
-        + _facts(facts)
-        + _table(("activations", "shape", "layers", "dtype", "codec", "bytes"), arrays)
-        + f"<details open><summary>Provenance</summary>{_facts(_provenance(store) | {'versions': versions})}</details>"
+        f'{STYLE}<div class="sonde-card"><div><strong>Store</strong> <code>{escape(str(store.location))}</code></div>'
+        + facts_table(facts)
+        + table(("activations", "shape", "layers", "dtype", "codec", "bytes"), arrays)
+        + f"<details open><summary>Provenance</summary>{provenance}</details>"
         + _opening(store)
         + "</div>"
     )
@@ -110,7 +112,8 @@ def _bytes(n: float) -> str:
     return f"{n:,.4g} TiB"
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names beside values, escaped."""
     rows = (
         f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in facts.items()
@@ -118,7 +121,8 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Rows under their heads, escaped."""
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"

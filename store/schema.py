@@ -37,6 +37,7 @@ _VERSIONED = ("sonde", "torch", "transformers", "zarr", "numpy")
 # Beyond these nothing was ever extracted: a store that claims more is damaged or hostile.
 _MAX_RANGES = 2**22
 MAX_CHUNK_BYTES = 2**32
+_REMEDY = "restore it from a copy of the store"
 _MAX_NAME_BYTES = 200
 
 
@@ -186,7 +187,10 @@ class Schema:
     def check(self) -> None:
         """Raise InputError if no store can be made of this schema and opened again."""
         if self.n_samples < 1 or self.range_size < 1 or not self.arrays:
-            raise InputError("a store needs at least one sample, one row a range and one array")
+            raise InputError(
+                "a store needs at least one sample, one row a range and one array, not "
+                f"{self.n_samples}, {self.range_size} and {len(self.arrays)}"
+            )
         if self.dtype not in DTYPES or self.codec not in CODECS:
             raise InputError(
                 f"a store of dtype {self.dtype!r} and codec {self.codec!r}: there are {', '.join(DTYPES)}, "
@@ -194,7 +198,9 @@ class Schema:
             )
         for site in {a.site for a in self.arrays}:
             if len({a.layers for a in self.arrays if a.site == site}) > 1:
-                raise InputError(f"all arrays of the site {site!r} must have the same layers")
+                raise InputError(
+                    f"all arrays of the site {site!r} must have the same layers: give each the layers of all"
+                )
         try:
             self.from_json(json.loads(json.dumps(self.to_json())), "this schema")
         except StoreError as error:
@@ -236,7 +242,9 @@ class Schema:
             if not all(isinstance(value, dict) for value in mappings) or type(schema.dtype + schema.codec) is not str:
                 raise TypeError("a value of another type")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CorruptStoreError(f"{where}: the attribute `sonde` of zarr.json is damaged ({error!r})") from error
+            raise CorruptStoreError(
+                f"{where}: the attribute `sonde` of zarr.json is damaged ({error!r}); {_REMEDY}"
+            ) from error
         if schema.dtype not in DTYPES or schema.codec not in CODECS:
             raise StoreError(
                 f"{where}: dtype {schema.dtype!r} and codec {schema.codec!r} in zarr.json: this sonde reads "
@@ -248,9 +256,13 @@ class Schema:
         largest = max(bytes_of_chunks, default=0)
         whole = sum(part.n_samples for part in schema.parts) == schema.n_samples
         if not whole or not arrays or n_ranges > _MAX_RANGES or largest > MAX_CHUNK_BYTES:
-            raise CorruptStoreError(f"{where}: impossible sizes in zarr.json: {sizes}, chunks of {largest} bytes")
+            raise CorruptStoreError(
+                f"{where}: impossible sizes in zarr.json: {sizes}, chunks of {largest} bytes; {_REMEDY}"
+            )
         if not _distinct(arrays):
-            raise CorruptStoreError(f"{where}: arrays in zarr.json of the same name, or one inside of another")
+            raise CorruptStoreError(
+                f"{where}: arrays in zarr.json of the same name, or one inside of another; {_REMEDY}"
+            )
         return schema
 
 

@@ -87,7 +87,9 @@ class Store(Contents):
             If labels of this name are there and ``overwrite`` is not set.
         """
         if len(labels) != self.n_samples:
-            raise InputError(f"labels {labels.name!r} have {len(labels)} rows for {self.n_samples} samples")
+            raise InputError(
+                f"labels {labels.name!r} have {len(labels)} rows for {self.n_samples} samples: give one for each"
+            )
         if labels.name in self.label_names and not overwrite:
             raise StoreError(f"{self.location} has labels {labels.name!r} already; replace them with --overwrite")
         label_groups.write_labels(self.location, labels, self.schema)

@@ -132,6 +132,6 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+        raise InputError(f"{path} cannot be read as Parquet ({error}): write it again") from error
     for number, cells in enumerate(table.to_pylist(), start=1):
         yield Row(f"{path}: row {number}", cells)

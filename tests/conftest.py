@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,18 @@ class Answer:
     err: str
 
 
-def write_model(folder: Path) -> Path:
-    """Save a Llama of 3 layers with random weights and a tokenizer of one token per word."""
+def write_model(folder: Path, n_layers: int = N_LAYERS, more_words: Iterable[str] = ()) -> Path:
+    """Save a small Llama with random weights and a tokenizer of one token per word."""
     import torch
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["<unk>", "<pad>", "the", *(word for topic in TOPICS.values() for word in topic)]
+    topics = (word for topic in TOPICS.values() for word in topic)
+    words = list(dict.fromkeys(["<unk>", "<pad>", "the", *topics, *more_words]))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": n_layers, "num_attention_heads": 2}
     no_ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 1}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

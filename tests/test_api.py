@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sonde
+from sonde.callbacks import OnProgress
 
 
 def test_ten_lines_from_samples_to_a_report(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +61,7 @@ def test_open_reads_what_extract_returned(study: Any) -> None:
 def test_extract_takes_a_path_a_mapping_or_a_config_and_reports(study: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     config = sonde.ExtractConfig.load(study.config, [f"run.out={tmp_path / 'a.zarr'}", "data.limit=10"])
-    first = sonde.extract(config, on_progress=lambda progress: seen.append((progress.samples, progress.total)))
+    first = sonde.extract(config, callbacks=[OnProgress(lambda done, total, _: seen.append((done, total)))])
     assert seen[-1] == (10, 10)
     assert seen == sorted(seen)
     mapping = config.model_dump(exclude_unset=True) | {"run": {"out": str(tmp_path / "b.zarr"), "range_size": 4}}

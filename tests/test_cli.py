@@ -2,18 +2,29 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 import sonde
+from sonde.cli import app
 
-COMMANDS = ["demo", "extract", "probe", "labels", "labels add", "report", "info", "verify", "copy", "push", "pull"]
-COMMANDS += ["pool", "models"]
+
+def commands(group: Any, *names: str) -> Iterator[tuple[str, Any]]:
+    """Every command with the words by which it is called, groups and the whole among them."""
+    yield " ".join(names), group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
 OPTIONS = {
     "demo": ["--out", "--fast"],
     "extract": [
@@ -32,7 +43,7 @@ OPTIONS = {
     "pull": ["OWNER/NAME", "DST", "--revision"],
     "probe": ["RUN.zarr", "--labels", "--solver", "--out", "--scheduler", "--workers", "--json"],
     "labels add": ["RUN.zarr", "FILE", "--ignore-unknown", "--overwrite", "--kind"],
-    "report": ["DIR", "--out"],
+    "report": ["DIR", "--out", "--worst"],
     "info": ["RUN.zarr", "--json"],
     "verify": ["RUN.zarr", "--repair", "--json"],
 }
@@ -50,7 +61,7 @@ def test_help_and_version_of_the_real_command(start: Any) -> None:
         out, err = asked.communicate(timeout=60)
     assert (asked.returncode, err) == (0, "")
     for command in COMMANDS:
-        assert command.split()[0] in out
+        assert command.partition(" ")[0] in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -59,6 +70,19 @@ def test_every_command_explains_itself(call: Any, monkeypatch: pytest.MonkeyPatc
     answer = call(*command.split(), "--help")
     assert (answer.code, answer.err) == (0, "")
     assert all(option in answer.out for option in ["Usage", *OPTIONS.get(command, [])])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_ends_with_examples_that_sonde_takes(call: Any, command: str) -> None:
+    lines = [line.strip() for line in call(*command.split(), "--help").out.partition("Example")[2].splitlines()[1:]]
+    examples = [shlex.split(line) for line in lines if line]
+    assert examples
+    for program, *words in examples:
+        assert program == "sonde"
+        called = max((name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len)
+        assert called.startswith(command)
+        # It raises where an option is not there, a value is of another kind, or an argument is missing.
+        COMMANDS[called].make_context(called, words[len(called.split()) :])
 
 
 def test_version(call: Any) -> None:
@@ -204,6 +228,28 @@ def test_report_of_two_results(store: Path, call: Any, tmp_path: Path) -> None:
     assert "topic" in page
     assert "share" in page
     assert (tmp_path / "layer_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_prompts_where_it_is_asked_to_and_only_those_that_were_extracted(
+    study: Any, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest, page = Path(shutil.copy(study.manifest, tmp_path / "own.jsonl")), tmp_path / "page.html"
+    prompts = [json.loads(line)["prompt"] for line in manifest.read_text().splitlines()]
+    assert call("extract", study.config, "--set", f'data.manifest="{manifest}"').code == 0
+    assert call("probe", "run.zarr", "--labels", "share", *FAST, "--tokens", "last").code == 0
+
+    def report(*options: object) -> tuple[int, str]:
+        answer = call("report", "run.probes/share-ridge", "--out", page, *options)
+        assert answer.code == 0
+        return sum(f">{prompt}<" in page.read_text() for prompt in prompts), answer.err
+
+    assert report() == (0, "")
+    assert report("--worst", 3) == (3, "")
+    manifest.write_text(manifest.read_text().replace("the", "a"))
+    n_shown, told = report("--worst", 3)
+    assert n_shown == 0
+    assert "their data set has changed since the extraction" in told
 
 
 def test_info_says_what_is_there(study: Any, store: Path, call: Any) -> None:

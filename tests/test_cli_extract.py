@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sonde
-from sonde.engine import Progress
-from sonde.terminal import extraction_progress
+from sonde.progress import ProgressBar
+from sonde.watching import watched
 
 FAST = ["--draws", 20, "--folds", 3]
 
@@ -139,13 +139,15 @@ def test_the_example_of_the_help_is_a_configuration(call: Any) -> None:
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with extraction_progress(line_seconds=0.0) as on_progress:
-        on_progress(Progress(200, samples=50, tokens=4000, nbytes=3 * 10**9, seconds=25.0))
+    measures = {"tokens": 4000, "bytes": 3 * 10**9, "seconds": 25.0}
     said = "sonde: 50 of 200 samples  2.0 samples/s  160 tokens/s  0.120 GB/s  0:01:15 left\n"
-    assert capsys.readouterr().err == said
-    with extraction_progress() as on_progress:
-        on_progress(Progress(200, samples=50, seconds=25.0))
-    assert capsys.readouterr().err == ""
+    for line_seconds, expected in ((0.0, said), (60.0, ""), (None, "")):
+        with watched([ProgressBar(line_seconds)], {"run": "extract", "unit": "samples"}) as watch:
+            watch.on_progress(50, 200, measures)
+        assert capsys.readouterr().err == expected
+    with watched([ProgressBar(0.0)], {"run": "probe", "unit": "layers"}) as watch:
+        watch.on_progress(3, 24)
+    assert capsys.readouterr().err == "sonde: 3 of 24 layers\n"
 
 
 def test_a_run_with_nothing_left_to_do_says_so(study: Any, store: Path, call: Any, tree: Any) -> None:

@@ -19,8 +19,23 @@ PACKAGE = ROOT / "src" / "sonde"
 ROOMS = ("engine", "store", "probes")
 # Which rooms a room may import besides itself, and which modules stand outside of all rooms.
 MAY_IMPORT = {"store": set(), "engine": {"store"}, "probes": {"store"}}
-FREE_FOR_ALL = {"errors", "workers", "__version__"}
-DOORS = {"__init__", "__main__", "cli", "cli_store", "demo", "study", "study_config", "terminal"}
+FREE_FOR_ALL = {"callbacks", "errors", "watching", "workers", "__version__"}
+DOORS = {
+    *(
+        "__init__",
+        "__main__",
+        "asked",
+        "cli",
+        "cli_about",
+        "cli_probe",
+        "cli_store",
+        "demo",
+        "doctor",
+        "features",
+        "study",
+    ),
+    *("study_config", "terminal"),
+}
 MODULE_PATH = re.compile(r"sonde(\.\w+)+")
 HEAVY = {
     *("accelerate", "altair", "cuml", "cupy", "dask", "distributed", "matplotlib", "pandas", "pyarrow", "scipy"),
@@ -154,7 +169,7 @@ def test_a_room_is_entered_without_torch(room: str) -> None:
 
 def test_help_names_every_command_of_the_design() -> None:
     done = run("-m", "sonde", "--help")
-    for command in ("demo", "extract", "probe", "labels", "report", "info", "verify", "models"):
+    for command in ("demo", "extract", "probe", "labels", "report", "info", "verify", "models", "doctor"):
         assert re.search(rf"\b{command}\b", done.stdout), command
 
 

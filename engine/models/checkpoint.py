@@ -41,7 +41,7 @@ def find_files(folder: Path) -> list[Path]:
             return [whole]
     raise ModelError(
         f"the folder {folder} holds no weights: there is no model.safetensors or pytorch_model.bin, and no index of "
-        "shards"
+        "shards; fetch the whole checkpoint"
     )
 
 
@@ -62,7 +62,9 @@ def read_tensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
         state = _read(file)
         twice = tensors.keys() & state.keys()
         if twice:
-            raise ModelError(f"{file} holds {min(twice)!r}, which another file of the checkpoint holds too")
+            raise ModelError(
+                f"{file} holds {min(twice)!r}, which another file of the checkpoint holds too: fetch it again"
+            )
         tensors |= state
     return tensors
 
@@ -81,7 +83,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             # Files of before torch 1.6 cannot be mapped.
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ModelError(f"the checkpoint lacks the file {file}") from None
+        raise ModelError(f"the checkpoint lacks the file {file}: fetch it again") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(f"the checkpoint's file {file} cannot be read: {reason}; fetch it again") from error
@@ -89,7 +91,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
-        raise ModelError(f"the checkpoint's file {file} holds no state dictionary of tensors")
+        raise ModelError(f"the checkpoint's file {file} holds no state dictionary of tensors: fetch it again")
     return state
 
 

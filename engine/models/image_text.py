@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -39,11 +40,11 @@ class ImageTextConfig(PreTrainedConfig):
     tokens_per_image: int = 0
 
 
-class ImageTextModel(PreTrainedModel):
+class ImageTextModel(PreTrainedModel, ABC):
     """A language model whose token embeddings are those of images where these stand.
 
     What a class of its own adds: ``self.language_model``, a model of transformers without head; its vision side, whose
-    blocks are a ``ModuleList`` in ``self.vision``; and `image_features`.
+    blocks are a ``ModuleList`` in ``self.vision``; and `image_features`. It is made by `build`.
     """
 
     config_class = ImageTextConfig
@@ -63,6 +64,7 @@ class ImageTextModel(PreTrainedModel):
         """The language model's table of token embeddings."""
         return self.language_model.get_input_embeddings()
 
+    @abstractmethod
     def image_features(self, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """What the language model is given of images.
 
@@ -76,7 +78,6 @@ class ImageTextModel(PreTrainedModel):
         Tensor
             ``[vector, hidden]``, those of all images end to end.
         """
-        raise NotImplementedError
 
     def image_places(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where images stand: bool ``[sequence, position]``."""
@@ -136,16 +137,21 @@ def build(
     fill: Callable[[ImageTextModel], None] | None = None,
 ) -> ImageTextModel:
     """Make a model as ``[model]`` says: with the weights that ``fill`` puts into it, or with random ones."""
-    make: Any = cls._from_config
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
     if section.attention:
         options["attn_implementation"] = section.attention
+
+    def make() -> ImageTextModel:
+        make_modules: Any = cls._from_config
+        model: Any = make_modules(config, **options)
+        model.post_init()
+        return cast(ImageTextModel, model)
+
     if section.weights == "random" or fill is None:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(section.seed)
-            model: ImageTextModel = make(config, **options)
-            return model
+            return make()
     with no_init_weights():
-        model = make(config, **options)
+        model = make()
     fill(model)
     return model

@@ -69,7 +69,7 @@ def _json(folder: Path) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:
         # The library raises nothing narrower.
-        raise ModelError(f"the tokenizer {path} cannot be read: {error}") from error
+        raise ModelError(f"the tokenizer {path} cannot be read ({error}): fetch it again") from error
 
 
 def _sentencepiece(folder: Path) -> Any:
@@ -79,11 +79,13 @@ def _sentencepiece(folder: Path) -> Any:
 
     path = folder / "tokenizer.model"
     if not path.is_file():
-        raise ModelError(f"the folder {folder} has no tokenizer: there is neither {path.name} nor tokenizer.json")
+        raise ModelError(
+            f"the folder {folder} has no tokenizer: there is neither {path.name} nor tokenizer.json; fetch one"
+        )
     try:
         pieces = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"the tokenizer {path} cannot be read: {error}") from error
+        raise ModelError(f"the tokenizer {path} cannot be read ({error}): fetch it again") from error
     ids = range(pieces.get_piece_size())
     vocabulary = {pieces.id_to_piece(i): i for i in ids}
     control = [pieces.id_to_piece(i) for i in ids if pieces.is_control(i) or pieces.is_unknown(i)]
@@ -133,10 +135,10 @@ def read_tiktoken(path: Path, parts: str, special: Sequence[str]) -> Any:
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
     except FileNotFoundError:
         raise ModelError(
-            f"the folder {path.parent} has no tokenizer: there is neither {path.name} nor tokenizer.json"
+            f"the folder {path.parent} has no tokenizer: there is neither {path.name} nor tokenizer.json; fetch one"
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer {path} cannot be read: {error}") from error
+        raise ModelError(f"the tokenizer {path} cannot be read ({error}): fetch it again") from error
     letters = _letters()
     vocabulary = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     model = models.BPE(vocab=vocabulary, merges=_merges(ranks, letters), ignore_merges=True)

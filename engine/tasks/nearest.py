@@ -42,7 +42,9 @@ class Nearest:
         try:
             vectors: Any = vectorizer.fit_transform(texts)
         except ValueError as error:
-            raise InputError(f"the captions cannot be compared by their words: {error}") from error
+            raise InputError(
+                f"the captions cannot be compared by their words ({error}): choose other data.negatives"
+            ) from error
         self._vectors, self._by_word = vectors.tocsr(), vectors.T.tocsr()
 
     def __call__(self, caption: CocoCaption, allowed: Callable[[CocoCaption], bool]) -> CocoCaption | None:

@@ -81,11 +81,14 @@ def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"the folder {str(folder)!r} has no weights in safetensors, which the vllm backend asks for")
+        raise ModelError(
+            f"the folder {str(folder)!r} has no weights in safetensors, which the vllm backend asks for: run it with "
+            'backend = "transformers"'
+        )
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
+                for name in sorted(tensors.keys()):
                     yield name, tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file} cannot be read: {error}") from error
+            raise ModelError(f"{file} cannot be read ({error}): fetch it again") from error

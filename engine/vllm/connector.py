@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Takes(KVConnectorMetadata):  # type: ignore[misc]
+class Takes(KVConnectorMetadata):
     """What the workers take when the step is over; None if no prompt ends in it."""
 
     take: Take | None
 
 
-class StateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class StateConnector(KVConnectorBase_V1, SupportsHMA):
     """Reads what a desk wants and brings it there."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:

@@ -51,7 +51,9 @@ def describe(arguments: dict[str, Any], name: str) -> Description:
         model = config.model_config
         found, architecture = ModelRegistry.resolve_model_cls(model.architectures, model)
     except Exception as error:
-        raise ModelError(f"vLLM cannot run the model {name!r}: {_reason(error)}") from error
+        raise ModelError(
+            f'vLLM cannot run the model {name!r}: {_reason(error)}; run it with backend = "transformers"'
+        ) from error
     if not supports_eagle3(found):
         raise ModelError(
             f"vLLM's {architecture} does not give the states between its blocks: run the model {name!r} with "

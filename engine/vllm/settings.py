@@ -64,7 +64,7 @@ def find_device(section: ModelSection) -> str:
         from vllm.platforms import current_platform
     except ImportError as error:
         raise ModelError(
-            f"the backend vllm needs vLLM, which cannot be imported here ({error}): install sonde[vllm] in an "
+            f"the backend vllm needs vLLM, which cannot be imported here ({error}): install it in an "
             'environment of its own, or run with backend = "transformers"'
         ) from error
     kind = str(current_platform.device_type)

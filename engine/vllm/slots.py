@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sonde.engine.recorder import States
@@ -67,16 +68,20 @@ def read(cache: torch.Tensor, take: Take) -> States:
     block = take.blocks.gather(1, place // size)
     offset = place % size
     flat_block, flat_offset = block.flatten(), offset.flatten()
+
+    def some(point: int, rows: torch.Tensor) -> torch.Tensor:
+        return cache[flat_block[rows], point, flat_offset[rows]]
+
+    def every(point: int) -> torch.Tensor:
+        return cache[block, point, offset]
+
     found: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
     reduced, kept = {}, {}
     for site, points in take.points.items():
         name = site if site in take.selections else "text"
         for point in points:
             if (name, point) not in found:
-                found[name, point] = take.selections[name].read(
-                    lambda rows, point=point: cache[flat_block[rows], point, flat_offset[rows]],  # type: ignore[misc]
-                    lambda point=point: cache[block, point, offset],  # type: ignore[misc]
-                )
+                found[name, point] = take.selections[name].read(partial(some, point), partial(every, point))
         layers = [found[name, point] for point in points]
         reduced[site] = torch.stack([x for x, _ in layers])
         if layers[0][1] is not None:

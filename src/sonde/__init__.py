@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from .callbacks import Callback
 from .errors import CorruptStoreError, InputError, ModelError, ProbeError, SondeError, StoreError, WorkerError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = importlib.metadata.version("sonde")
 
 # Loaded at first use: `import sonde` and `sonde --help` stay fast.
+_ROOMS = ("engine", "store", "probes")
 _LAZY = {
     "Dataset": ("sonde.engine.sample", "Dataset"),
     "ExtractConfig": ("sonde.engine.config", "ExtractConfig"),
@@ -40,6 +42,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Callback",
     "CorruptStoreError",
     "Dataset",
     "ExtractConfig",
@@ -64,6 +67,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"sonde.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'sonde' has no attribute {name!r}")
     module, attribute = _LAZY[name]

@@ -11,20 +11,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import InputError, StoreError
-from .terminal import counting_progress, print_store
+from .terminal import print_store, progress_bar
 
 if TYPE_CHECKING:
     from .store import Kind, Store
 
+
+def examples(*lines: str) -> str:
+    """Put command lines below the help of a command."""
+    return "\n".join(["Example:" if len(lines) == 1 else "Examples:", *lines])
+
+
 app = typer.Typer()
-labels_app = typer.Typer(help="Labels of a store.", no_args_is_help=True)
+labels_app = typer.Typer(
+    help="Labels of a store.", epilog=examples("sonde labels add run.zarr labels.csv"), no_args_is_help=True
+)
 app.add_typer(labels_app, name="labels")
 
+SKIPPED = 3
+"""Exit code: done, with skipped samples."""
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 StorePath = Annotated[str, typer.Argument(metavar="RUN.zarr", help="The store.", show_default=False)]
 
 
-@app.command()
+@app.command(epilog=examples("sonde info run.zarr"))
 def info(store: StorePath, as_json: Json = False) -> None:
     """Show what a store holds and where it came from."""
     from .store import Store
@@ -32,7 +42,7 @@ def info(store: StorePath, as_json: Json = False) -> None:
     show(Store.open(store), as_json)
 
 
-@app.command()
+@app.command(epilog=examples("sonde verify run.zarr --repair"))
 def verify(
     store: StorePath,
     repair: Annotated[bool, typer.Option("--repair", help="Mark broken ranges for `extract --resume`.")] = False,
@@ -60,7 +70,7 @@ def verify(
     return 1 if left else 0
 
 
-@app.command("copy")
+@app.command("copy", epilog=examples("sonde copy run.zarr s3://bucket/run.zarr"))
 def copy_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The store to copy.", show_default=False)],
     destination: Annotated[
@@ -71,8 +81,7 @@ def copy_command(
     """Copy a store to another place, with every chunk checked; a copy that was cut off goes on."""
     from .store.copying import copy_store
 
-    with counting_progress("ranges") as on_progress:
-        copied = copy_store(source, destination, on_progress=on_progress)
+    copied = copy_store(source, destination, callbacks=[progress_bar()])
     if as_json:
         facts = {"store": str(copied.store.location), "complete": copied.store.complete}
         print(json.dumps(facts | {"copied": copied.ranges, "present": copied.present, "bytes": copied.nbytes}))
@@ -80,7 +89,7 @@ def copy_command(
     print(f"{copied.store.location}: {copied.ranges} ranges copied ({copied.nbytes:,} bytes), {copied.present} there")
 
 
-@app.command()
+@app.command(epilog=examples("sonde cache run.zarr --clear"))
 def cache(
     store: StorePath,
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
@@ -106,7 +115,7 @@ def cache(
     print(f"{len(entries)} layers' statistics, {nbytes:,} bytes{', cleared' if clear else ''}")
 
 
-@app.command()
+@app.command(epilog=examples("sonde push run.zarr me/activations --private"))
 def push(
     store: StorePath,
     repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset repository.", show_default=False)],
@@ -120,7 +129,7 @@ def push(
     print(push_store(Store.open(store), repo_id, private=private, revision=revision))
 
 
-@app.command()
+@app.command(epilog=examples("sonde pull me/activations run.zarr"))
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset repository.", show_default=False)],
     destination: Annotated[str, typer.Argument(metavar="DST", help="Folder of the copy.", show_default=False)],
@@ -133,7 +142,7 @@ def pull(
     show(pull_store(repo_id, destination, revision=revision), as_json)
 
 
-@app.command()
+@app.command(epilog=examples("sonde pool run.zarr mean --site resid_post"))
 def pool(
     store: StorePath,
     tokens: Annotated[str, typer.Argument(help="last, first, mean, max, image_mean or text_mean.", show_default=False)],
@@ -146,7 +155,13 @@ def pool(
         print(spec.name)
 
 
-@labels_app.command("add")
+@labels_app.command(
+    "add",
+    epilog=examples(
+        "sonde labels add run.zarr labels.csv",
+        "sonde labels add run.zarr labels.csv --kind score=regression --overwrite",
+    ),
+)
 def labels_add(
     store: StorePath,
     file: Annotated[

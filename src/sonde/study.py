@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .callbacks import Callback
 from .engine import Dataset, ExtractConfig, Sample, extract
 from .engine.dataset import load_dataset
 from .errors import InputError
@@ -18,9 +18,6 @@ from .study_config import ModelEntry, StudyConfig
 
 # Columns of a study's samples that say which question a sample is, and are none.
 _DESCRIBING = ("task", "cue", "prompt", "asked")
-
-Watch = Callable[[str], AbstractContextManager[Callable[..., None]]]
-"""Shows how one step goes: of its name it makes what is called as the step goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +77,7 @@ def run_study(
     config: StudyConfig | str | Path,
     *,
     say: Callable[[str], None] = lambda text: None,
-    extracting: Watch = lambda name: nullcontext(lambda *_: None),
-    probing: Watch = lambda name: nullcontext(lambda *_: None),
+    callbacks: Sequence[Callback] | None = None,
 ) -> Study:
     """Extract, probe and report; go on with what an earlier run of the same study left.
 
@@ -91,8 +87,8 @@ def run_study(
         A study, or the file of one.
     say
         Told what is going on, a line at a time.
-    extracting, probing
-        Show the progress of each extraction and each probing run.
+    callbacks
+        Who is told how each extraction and each probing run goes; as of `sonde.extract`.
 
     Raises
     ------
@@ -109,10 +105,10 @@ def run_study(
     answers: list[Answer] = []
     skipped: dict[str, int] = {}
     for model in config.models:
-        store = _extract(config.extraction(model), dataset, f"{model.label}: extracting", say, extracting)
+        store = _extract(config.extraction(model), dataset, f"{model.label}: extracting", say, callbacks)
         skipped[model.label] = len(store.skipped)
         for question in questions:
-            answers.append(_ask(config, model, store, question, say, probing))
+            answers.append(_ask(config, model, store, question, say, callbacks))
     say("comparing, and writing the report")
     findings = Findings.of(answers)
     report = write_report([answer.results for answer in answers], config.study.out / "report.html", findings)
@@ -142,15 +138,20 @@ def questions_of(dataset: Dataset) -> list[Question]:
     ]
 
 
-def _extract(config: ExtractConfig, dataset: Dataset, step: str, say: Callable[[str], None], watch: Watch) -> Store:
+def _extract(
+    config: ExtractConfig,
+    dataset: Dataset,
+    step: str,
+    say: Callable[[str], None],
+    callbacks: Sequence[Callback] | None,
+) -> Store:
     """Extract one model, unless that is done: then its weights need not even be there."""
     assert config.run.out is not None
     done = _finished(Path(config.run.out), config, dataset)
     if done is not None:
         return done
     say(step)
-    with watch(step) as on_progress:
-        return extract(config, resume=True, on_progress=on_progress)
+    return extract(config, resume=True, callbacks=callbacks)
 
 
 def _finished(path: Path, config: ExtractConfig, dataset: Dataset) -> Store | None:
@@ -164,32 +165,35 @@ def _finished(path: Path, config: ExtractConfig, dataset: Dataset) -> Store | No
 
 
 def _ask(
-    config: StudyConfig, model: ModelEntry, store: Store, question: Question, say: Callable[[str], None], watch: Watch
+    config: StudyConfig,
+    model: ModelEntry,
+    store: Store,
+    question: Question,
+    say: Callable[[str], None],
+    callbacks: Sequence[Callback] | None,
 ) -> Answer:
     """Probe every layer for one question."""
     asked, folder = config.probe, config.probes(model, question.name)
-    step = f"{model.label}: probing {question.name}"
     if not (folder / "results.parquet").is_file():
-        say(step)
-    with watch(step) as on_progress:
-        results = probe(
-            store,
-            question.labels,
-            where={"task": question.task, "cue": question.cue},
-            title=question.task if question.cue == NO_CUE else f"{question.task}, {question.cue}",
-            solver=asked.solver,
-            alphas=asked.alphas,
-            class_weight="balanced" if asked.balanced else None,
-            test_size=asked.test_size,
-            n_folds=asked.folds,
-            n_draws=asked.draws,
-            seed=asked.seed,
-            permutations=asked.permutations,
-            transfer="prompt" if question.n_prompts > 1 else None,
-            texts=question.texts if asked.words else None,
-            device=asked.device,
-            out=folder,
-            resume=True,
-            on_progress=on_progress,
-        )
+        say(f"{model.label}: probing {question.name}")
+    results = probe(
+        store,
+        question.labels,
+        where={"task": question.task, "cue": question.cue},
+        title=question.task if question.cue == NO_CUE else f"{question.task}, {question.cue}",
+        solver=asked.solver,
+        alphas=asked.alphas,
+        class_weight="balanced" if asked.balanced else None,
+        test_size=asked.test_size,
+        n_folds=asked.folds,
+        n_draws=asked.draws,
+        seed=asked.seed,
+        permutations=asked.permutations,
+        transfer="prompt" if question.n_prompts > 1 else None,
+        texts=question.texts if asked.words else None,
+        device=asked.device,
+        out=folder,
+        resume=True,
+        callbacks=callbacks,
+    )
     return Answer(model.label, question.task, question.cue, results, folder)

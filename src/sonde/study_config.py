@@ -27,16 +27,16 @@ class ModelEntry(ModelSection):
 class ProbeSection(Section):
     """``[probe]``: as the options of ``sonde probe``."""
 
-    solver: Literal["ridge", "logistic", "mass-mean", "lda"] = "ridge"
-    alphas: tuple[float, ...] | None = None
-    balanced: bool = False
-    test_size: float = Field(0.25, gt=0, lt=1)
-    folds: int = Field(5, ge=2)
-    draws: int = Field(1000, ge=1)
-    seed: int = 0
-    permutations: int = Field(0, ge=0)
+    solver: Literal["ridge", "logistic", "mass-mean", "lda"] = Field("ridge", description="kind of probe")
+    alphas: tuple[float, ...] | None = Field(None, description="penalties to choose from; the solver's if left out")
+    balanced: bool = Field(False, description="weight classes equally (logistic)")
+    test_size: float = Field(0.25, gt=0, lt=1, description="share of groups that are tested")
+    folds: int = Field(5, ge=2, description="folds of the cross-validation")
+    draws: int = Field(1000, ge=1, description="bootstrap draws")
+    seed: int = Field(0, description="of the split and the bootstrap")
+    permutations: int = Field(0, ge=0, description="permutations of the labels, for the null (ridge)")
     words: bool = Field(False, description="whether what the prompts' words alone tell is scored too")
-    device: str | None = None
+    device: str | None = Field(None, description="torch device; numpy if left out")
 
 
 class StudyConfig(Settings):

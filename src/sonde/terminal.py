@@ -1,19 +1,16 @@
-"""What a person sees: progress and warnings on stderr, tables on stdout."""
+"""What a person sees besides progress: warnings on stderr, tables on stdout."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .progress import ProgressBar, console, duration
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .engine import Progress
     from .engine.plan import Plan
     from .probes import Results
     from .store import Store
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 # Between two lines of progress where stderr is a file: the log of a batch system.
 _LINE_SECONDS = 60.0
 _SKIPPED_SHOWN = 10
-_FILE_COLUMNS = 200
 
 
 class _Stderr(logging.Handler):
@@ -46,69 +42,12 @@ def logging_to_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def console(*, stderr: bool = True) -> Console:
-    """Make a rich console on stderr, or on stdout."""
-    from rich.console import Console
-
-    made = Console(stderr=stderr)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        # A file has no width: what rich takes for one would cut tables up.
-        made.width = _FILE_COLUMNS
-    return made
+def progress_bar() -> ProgressBar:
+    """Show how a command's run goes, in the log of a batch system too."""
+    return ProgressBar(_LINE_SECONDS)
 
 
-@contextmanager
-def _bar(*columns: Any) -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    where = console()
-    with Bar(*shown, *columns, TimeRemainingColumn(), console=where, disable=not where.is_terminal) as bar:
-        yield bar
-
-
-@contextmanager
-def extraction_progress(line_seconds: float = _LINE_SECONDS) -> Iterator[Callable[[Progress], None]]:
-    """Show samples, rates and the time left while an extraction calls what this gives.
-
-    At a terminal that is a bar; elsewhere a line every ``line_seconds``.
-    """
-    from rich.progress import TextColumn
-
-    with _bar(TextColumn("{task.fields[rates]}")) as bar:
-        task = bar.add_task("extract", total=None, rates="")
-        last = time.monotonic()
-
-        def show(progress: Progress) -> None:
-            nonlocal last
-            rates = _rates(progress)
-            bar.update(task, total=progress.total, completed=progress.samples, rates=rates)
-            if bar.disable and time.monotonic() - last >= line_seconds:
-                last = time.monotonic()
-                left = (progress.total - progress.samples) * progress.seconds / max(progress.samples, 1)
-                print(
-                    f"sonde: {progress.samples} of {progress.total} samples  {rates}  {_duration(left)} left",
-                    file=sys.stderr,
-                )
-
-        yield show
-
-
-def _rates(progress: Progress) -> str:
-    seconds = max(progress.seconds, 1e-9)
-    return (
-        f"{progress.samples / seconds:,.1f} samples/s  {progress.tokens / seconds:,.0f} tokens/s  "
-        f"{progress.nbytes / seconds / 1e9:.3f} GB/s"
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def _size(nbytes: float) -> str:
+def size(nbytes: float) -> str:
     """Bytes in the unit that shows three digits of them."""
     unit, scale = next((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 0)) if nbytes >= s)
     number = nbytes / (scale or 1e3)
@@ -117,14 +56,6 @@ def _size(nbytes: float) -> str:
 
 def _counted(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}{'es' if what.endswith('ch') else 's'}"
-
-
-@contextmanager
-def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many of something (layers, ranges) are done."""
-    with _bar() as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_plan(plan: Plan) -> None:
@@ -140,10 +71,10 @@ def print_plan(plan: Plan) -> None:
     spared = f"; {plan.shared:.1%} of the tokens need not be computed" if shares else ""
     print(f"shared prefixes: {plan.sharing}{spared}")
     print(f"padding: {plan.padding:.1%} of what the model computes")
-    print(f"to be written: {_size(plan.bytes_written)} before compression")
-    device = f", device {_size(plan.device_bytes)}" if plan.device_bytes else ""
-    print(f"peak memory: host {_size(plan.host_bytes)} besides Python and its libraries{device}")
-    print(f"time: {_duration(plan.seconds)} at {plan.tokens_per_s:,.0f} tokens/s (a trial of some seconds)")
+    print(f"to be written: {size(plan.bytes_written)} before compression")
+    device = f", device {size(plan.device_bytes)}" if plan.device_bytes else ""
+    print(f"peak memory: host {size(plan.host_bytes)} besides Python and its libraries{device}")
+    print(f"time: {duration(plan.seconds)} at {plan.tokens_per_s:,.0f} tokens/s (a trial of some seconds)")
 
 
 def print_store(store: Store) -> None:

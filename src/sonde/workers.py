@@ -116,7 +116,7 @@ def _connect(scheduler: str) -> distributed.Client:
     except TimeoutError as error:
         client.close()
         raise InputError(
-            f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker`"
+            f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker {scheduler}`"
         ) from error
     return client
 

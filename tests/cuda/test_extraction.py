@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sonde.callbacks import OnProgress
 from sonde.engine import ExtractConfig, Sample, extract
 from sonde.engine.batches import Batch
 from sonde.engine.packs import Pack
@@ -194,12 +195,15 @@ def test_batches_that_do_not_fit_are_halved_until_they_do(gpu: str, tmp_path: Pa
     samples = [Sample(f"s{i}", prompt=" ".join(["red"] * (40 + i % 9))) for i in range(512)]
     seen: list[int] = []
 
+    def note(done: int, total: int, measures: Mapping[str, float]) -> None:
+        seen.append(int(measures["token_budget"]))
+
     def run(name: str) -> dict[Any, Any]:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(gpu)
         config = configuration(folder, tmp_path / name, **on(gpu), run={"token_budget": 32_768, "range_size": 512})
-        return values(extract(config, samples=samples, on_progress=lambda p: seen.append(p.token_budget)))
+        return values(extract(config, samples=samples, callbacks=[OnProgress(note)]))
 
     expected = run("free")
     assert set(seen) == {32_768}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sonde.callbacks import OnProgress
 from sonde.engine import Sample, extract
 from sonde.errors import InputError, StoreError
 from sonde.store import Store
@@ -64,14 +65,14 @@ def test_an_append_that_was_cut_off_goes_on(llama: Path, tmp_path: Path) -> None
         shutil.copytree(tmp_path / "first.zarr", tmp_path / "run.zarr")
         calls = 0
 
-        def stop(progress: Any, n: int = n) -> None:
+        def stop(*progress: Any, n: int = n) -> None:
             nonlocal calls
             calls += 1
             if calls == n:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            extract(config, samples=some(6, 15), append=True, on_progress=stop)
+            extract(config, samples=some(6, 15), append=True, callbacks=[OnProgress(stop)])
         assert len(Store.open(tmp_path / "run.zarr").commits) in (2, 3, 4)
         # Both ways of going on are understood.
         options: dict[str, bool] = {"append": True} if n % 2 else {"resume": True}

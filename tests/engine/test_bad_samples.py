@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sonde.callbacks import OnProgress
 from sonde.engine import Sample, extract
 from sonde.errors import InputError
 from sonde.store import Store
@@ -128,7 +129,7 @@ def test_a_range_of_nothing_but_bad_samples_is_committed(
         samples[row] = Sample(f"bad{row}", prompt=prompt(0, 2), images=(images / "none.png",))
     done = []
     config = configuration(model_folder("llava"), images / "run.zarr", run={"on_error": "skip"})
-    store = extract(config, samples=samples, on_progress=lambda p: done.append((p.samples, p.skipped)))
+    store = extract(config, samples=samples, callbacks=[OnProgress(lambda n, _, m: done.append((n, m["skipped"])))])
     assert store.complete
     assert list(store.skipped) == list(bad)
     assert all("there is no image" in why for why in store.skipped.values())

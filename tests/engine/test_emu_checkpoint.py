@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from sonde.engine.config import ModelSection
 from sonde.engine.model import load_model
 from sonde.engine.models import find_port
 from sonde.engine.models.emu.config import read_config
@@ -22,6 +21,7 @@ from sonde.engine.models.emu.weights import Weights
 from sonde.engine.models.image_text import build
 from sonde.errors import ModelError
 
+from .checkpoints import Code, State, assert_same, parameters, section
 from .models.golden import GOLDEN
 from .tiny_emu import write_emu
 
@@ -33,7 +33,6 @@ UNUSED = (
     *("*.stu_regress_head.weight", "*.rotary_emb.inv_freq", "*.lm_head.weight"),
 )
 
-State = dict[str, torch.Tensor]
 StateOf = Callable[[str], State]
 
 
@@ -41,24 +40,11 @@ def unused(key: str) -> bool:
     return any(fnmatch.fnmatch(key, pattern) for pattern in UNUSED)
 
 
-def section(folder: Path, **settings: Any) -> ModelSection:
-    return ModelSection(name=str(folder), **{"dtype": "float32", "device": "cpu"} | settings)
-
-
 def empty(path: Path) -> Any:
     """A model for a checkpoint."""
     weights = Weights(path)
     config = read_config(path.parent, instructed=weights.instructed, n_tokens=weights.n_tokens)
     return build(EmuModel, config, section(path.parent, weights="random"))
-
-
-def parameters(folder: Path, **settings: Any) -> State:
-    return dict(load_model(section(folder, **settings)).module.named_parameters())
-
-
-def assert_same(found: State, wanted: State) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name, x in wanted.items() if not found[name].equal(x)] == []
 
 
 @pytest.fixture(scope="module")
@@ -214,20 +200,12 @@ def test_a_file_that_is_cut_off_is_named(folder: Path, whole: Path) -> None:
             load_model(section(folder))
 
 
-class _Code:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
-
-
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_code_in_a_file_does_not_run(form: str, folder: Path, tmp_path: Path, state_of: StateOf) -> None:
     path, mark = folder / "Emu-pretrain.pt", tmp_path / "ran"
-    state: Any = state_of("pretrain") | {"code": _Code(mark)}
+    state: Any = state_of("pretrain") | {"code": Code(mark)}
     if form == "bare pickle":
-        path.write_bytes(pickle.dumps(_Code(mark), protocol=2))
+        path.write_bytes(pickle.dumps(Code(mark), protocol=2))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(ModelError, match=r"Emu-pretrain\.pt cannot be read: "):

@@ -8,147 +8,46 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from transformers import DynamicCache
 
 from sonde.engine import Sample, extract
-from sonde.engine.capture import CONNECTOR, VISION, Capture
+from sonde.engine.capture import Capture
 from sonde.engine.config import ModelSection
 from sonde.engine.inputs import Encoder
 from sonde.engine.model import Model, load_model
-from sonde.engine.models.processor import CLIP_MEAN, CLIP_STD
 from sonde.store import Store
 
-from .models.golden import GOLDEN, Golden, listening
-from .runs import configuration, values
+from .models.golden import GOLDEN, Golden
+from .plain_runs import (
+    ALL_SITES,
+    ALL_TOKENS,
+    TEXT_SITES,
+    TOKENS,
+    Plain,
+    assert_alike,
+    assert_plain,
+    questions,
+    samples_of,
+)
+from .runs import configuration
 
 FOLDER = GOLDEN / "emu"
 VARIANTS = [path.stem.removeprefix("Emu-") for path in sorted(FOLDER.glob("Emu-*.pt"))]
-TEXT_SITES = ["embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "z", "k", "v", "final_norm"]
-TOKENS = ["last", "first", "index:1", "mean", "text_mean", "max", "span:thing", "all"]
-TOLERANCE = 1e-5
-
-States = dict[tuple[str, int], NDArray[np.float32]]
+FILLER, THING = "the dogs and a bird", "red roof"
+ASKED = ["the bird", "what is on the roof", "a", "three cats and two dogs on the roof", "now count"]
 
 
 @cache
 def model_of(variant: str) -> Model:
-    return load_model(section(variant))
+    return load_model(ModelSection(name=str(FOLDER), checkpoint=f"Emu-{variant}.pt", dtype="float32", device="cpu"))
 
 
-def section(variant: str) -> ModelSection:
-    return ModelSection(name=str(FOLDER), checkpoint=f"Emu-{variant}.pt", dtype="float32", device="cpu")
-
-
-def samples_of(pictures: list[Path], images: tuple[int, ...]) -> list[Sample]:
-    """Prompts of very different lengths, each with a span, with as many images as are said in turn."""
-    samples = []
-    for i, n_words in enumerate((3, 8, 0, 1, 6, 4)):
-        text = " ".join(["the dogs and a bird"] * n_words + ["red roof", "of three"])
-        n_images = images[i % len(images)]
-        mine = tuple(pictures[(i + k) % len(pictures)] for k in range(n_images))
-        samples.append(Sample(f"s{i}", prompt=text, images=mine, spans={"thing": "red roof"}))
-    return samples
-
-
-def questions(pictures: list[Path]) -> list[Sample]:
-    """Several prompts about one image, and about two."""
-    asked = ["the bird", "what is on the roof", "a", "three cats and two dogs on the roof", "now count"]
-    return [
-        Sample(f"{n}-{i}", prompt=f"{text} red roof", images=tuple(pictures[:n]), spans={"thing": "red roof"})
-        for n in (1, 2)
-        for i, text in enumerate(asked)
-    ]
-
-
-class Plain:
-    """One sample at a time through the module, with hooks on its parts and inputs that are made here."""
-
-    def __init__(self, variant: str) -> None:
-        model = model_of(variant)
-        self.module, self.tokenizer = model.module, model.processor.tokenizer
-        config = self.module.config
-        self.n_vectors, self.image_id = config.tokens_per_image, config.image_token_id
-        self.size = config.vision_config.image_size
-
-    def pixels(self, path: Path) -> torch.Tensor:
-        image = Image.open(path).convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
-        values = (np.asarray(image, dtype=np.float64) / 255 - CLIP_MEAN) / CLIP_STD
-        return torch.from_numpy(values.transpose(2, 0, 1)).float()
-
-    def ids(self, sample: Sample) -> list[int]:
-        image = "[IMG]" + "<image>" * self.n_vectors + "[/IMG]"
-        found: list[int] = self.tokenizer(image * len(sample.images) + str(sample.prompt))["input_ids"]
-        return found
-
-    def run(self, sample: Sample) -> States:
-        """(site, layer) -> ``[position, vector]``."""
-        decoder = self.module.language_model
-        places: dict[str, Any] = {"norm": decoder.norm}
-        for i, block in enumerate(decoder.layers):
-            places |= {f"pre {i}.input": block, f"post {i}": block, f"attn {i}": block.self_attn, f"mlp {i}": block.mlp}
-            places[f"z {i}.input"] = block.self_attn.o_proj
-        if sample.images:
-            places |= {f"patches {i}": block for i, block in enumerate(self.module.vision.encoder.layers)}
-        pixels = torch.stack([self.pixels(path) for path in sample.images]) if sample.images else None
-        ids, past = torch.tensor([self.ids(sample)]), DynamicCache()
-        with torch.inference_mode(), listening(places) as heard:
-            self.module(input_ids=ids, pixel_values=pixels, past_key_values=past, use_cache=True)
-        n = len(decoder.layers)
-        found = {("embed", 0): heard["pre 0"], ("final_norm", n - 1): heard["norm"]}
-        names = {"resid_pre": "pre", "resid_post": "post", "attn_out": "attn", "mlp_out": "mlp", "z": "z"}
-        for i in range(n):
-            found |= {(site, i): heard[f"{name} {i}"] for site, name in names.items()}
-            layer = past.layers[i]
-            for site, x in (("k", layer.keys), ("v", layer.values)):
-                found[site, i] = x.transpose(1, 2).flatten(2)
-        states = {key: x[0].numpy() for key, x in found.items()}
-        for name, x in heard.items():
-            if name.startswith("patches"):
-                states[VISION, int(name.split()[1])] = x.flatten(0, 1).numpy()
-        if sample.images:
-            states[CONNECTOR, 0] = states["embed", 0][ids[0].numpy() == self.image_id]
-        return states
-
-    def pooled(self, sample: Sample, site: str, tokens: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What a selector makes of a site's states."""
-        if tokens in ("last", "first", "index:1"):
-            return x[{"last": -1, "first": 0, "index:1": 1}[tokens]]
-        if tokens in ("mean", "max"):
-            return np.asarray(x.mean(axis=0) if tokens == "mean" else x.max(axis=0))
-        if site in (VISION, CONNECTOR):
-            assert tokens == "image_mean"
-            return np.asarray(x.mean(axis=0))
-        ids = self.ids(sample)
-        image = np.asarray(ids) == self.image_id
-        if tokens in ("image_mean", "text_mean"):
-            return np.asarray(x[image if tokens == "image_mean" else ~image].mean(axis=0))
-        assert tokens == "span:thing"
-        thing = self.tokenizer("red roof", add_special_tokens=False)["input_ids"]
-        [start] = [i for i in range(len(ids)) if ids[i : i + len(thing)] == thing]
-        return np.asarray(x[start : start + len(thing)].mean(axis=0))
-
-
-def assert_plain(store: Store, samples: list[Sample], variant: str) -> None:
-    """Hold everything in a store against plain runs, to a tolerance relative to the largest magnitude of its array."""
-    plain = Plain(variant)
-    states = [plain.run(sample) for sample in samples]
-    for (site, tokens, layer), got in values(store).items():
-        pairs = zip(samples, states, strict=True)
-        want = np.stack([plain.pooled(sample, site, tokens, own[site, layer]) for sample, own in pairs])
-        assert got.shape == want.shape
-        assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max(), (site, tokens, layer)
-    for spec in store.arrays:
-        for layer in spec.layers if spec.ragged else ():
-            largest = max(float(np.abs(own[spec.site, layer]).max()) for own in states)
-            for i, own in enumerate(states):
-                got = np.asarray(store.tokens(spec.site, layer)[i])
-                assert got.shape == own[spec.site, layer].shape
-                assert np.abs(got - own[spec.site, layer]).max() <= TOLERANCE * largest, (spec.site, layer)
+@cache
+def plain_of(variant: str) -> Plain:
+    model = model_of(variant)
+    return Plain(model, model.module.vision.encoder.layers, ("[IMG]", "<image>", "[/IMG]"), THING)
 
 
 def run(variant: str, out: Path, samples: list[Sample], sites: list[str], tokens: list[str], **more: Any) -> Store:
@@ -163,29 +62,23 @@ def run(variant: str, out: Path, samples: list[Sample], sites: list[str], tokens
 def test_golden_checkpoint_through_the_engine(
     variant: str, attention: str, pictures: list[Path], tmp_path: Path
 ) -> None:
-    mixed = samples_of(pictures, (0, 1, 2))
+    plain, mixed = plain_of(variant), samples_of(pictures, (0, 1, 2), FILLER, THING)
     store = run(variant, tmp_path / "mixed.zarr", mixed, TEXT_SITES, TOKENS, attention=attention)
-    assert {array.site for array in store.arrays} == set(TEXT_SITES)
-    assert_plain(store, mixed, variant)
-    sites, tokens = [*TEXT_SITES, VISION, CONNECTOR], [*TOKENS, "image_mean"]
-    with_images = samples_of(pictures, (2, 1))
-    store = run(variant, tmp_path / "images.zarr", with_images, sites, tokens, attention=attention)
-    assert {array.site for array in store.arrays} == set(sites)
-    assert_plain(store, with_images, variant)
+    assert_plain(store, mixed, plain, TEXT_SITES, TOKENS)
+    with_images = samples_of(pictures, (2, 1), FILLER, THING)
+    store = run(variant, tmp_path / "images.zarr", with_images, ALL_SITES, ALL_TOKENS, attention=attention)
+    assert_plain(store, with_images, plain, ALL_SITES, ALL_TOKENS)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden_checkpoint_with_and_without_a_shared_prefix(variant: str, pictures: list[Path], tmp_path: Path) -> None:
-    sites, tokens = [*TEXT_SITES, VISION, CONNECTOR], [*TOKENS, "image_mean"]
-    asked = questions(pictures)
+    asked = questions(pictures, ASKED, THING)
     together, apart = (
-        run(variant, tmp_path / f"{shared}.zarr", asked, sites, tokens, shared_prefix=shared, token_budget=4096)
+        run(variant, tmp_path / f"{shared}.zarr", asked, ALL_SITES, ALL_TOKENS, shared_prefix=shared, token_budget=4096)
         for shared in (True, False)
     )
-    assert_plain(together, asked, variant)
-    wanted = values(apart)
-    for key, got in values(together).items():
-        assert np.abs(got - wanted[key]).max() <= TOLERANCE * np.abs(wanted[key]).max(), key
+    assert_plain(together, asked, plain_of(variant), ALL_SITES, ALL_TOKENS)
+    assert_alike(together, apart)
 
 
 def encoder(variant: str, prompt_format: Any) -> Encoder:

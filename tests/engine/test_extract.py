@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sonde.engine import Dataset, Progress, Sample, extract
+from sonde.engine import Dataset, Sample, extract
 from sonde.errors import InputError, ModelError, StoreError
 
+from ..recorder import Recorder
 from .runs import configuration, contents, text_samples, values
 
 
@@ -125,22 +126,24 @@ def test_labels_that_cannot_be_used_are_refused_before_the_model_is_loaded(tmp_p
 
 
 def test_a_run_is_reported_as_it_goes_and_logged(llama: Path, tmp_path: Path) -> None:
-    samples, seen = text_samples(10), []
+    samples: list[Sample] = text_samples(10)
+    recorder = Recorder()
     config = configuration(llama, tmp_path / "run.zarr")
-    store = extract(config, samples=samples, on_progress=lambda p: seen.append(replace(p)))
-    assert all(isinstance(progress, Progress) and progress.total == 10 for progress in seen)
-    for name in ("samples", "tokens", "nbytes", "seconds"):
-        counts = [getattr(progress, name) for progress in seen]
+    store = extract(config, samples=samples, callbacks=[recorder])
+    seen = [{"samples": done, "total": total, **measures} for done, total, measures in recorder.progress]
+    assert {progress["total"] for progress in seen} == {10}
+    for name in ("samples", "tokens", "bytes", "ranges", "seconds"):
+        counts = [progress[name] for progress in seen]
         assert counts == sorted(counts)
     last = seen[-1]
     import transformers as hf
 
     tokenizer = hf.AutoTokenizer.from_pretrained(llama)
-    assert (last.samples, last.skipped) == (10, 0)
-    assert last.tokens == sum(len(tokenizer(sample.prompt)["input_ids"]) for sample in samples)
-    assert last.nbytes == store.info()["bytes"] > 0
+    assert (last["samples"], last["skipped"]) == (10, 0)
+    assert last["tokens"] == sum(len(tokenizer(sample.prompt)["input_ids"]) for sample in samples)
+    assert last["bytes"] == store.info()["bytes"] > 0
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "run.zarr" / "log").glob("2*.json"))
-    assert (record["samples"], record["tokens"], record["nbytes"]) == (10, last.tokens, last.nbytes)
+    assert (record["samples"], record["tokens"], record["nbytes"]) == (10, last["tokens"], last["bytes"])
     assert store.throughput()["samples_per_s"] > 0
 
 

@@ -265,5 +265,5 @@ def test_what_cannot_be_had_is_an_input_error(tmp_path: Path) -> None:
 def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = write(tmp_path / "d", **columns())
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"needs the package datasets: pip install 'sonde\[datasets\]'"):
+    with pytest.raises(InputError, match=r"needs the package datasets: pip install datasets"):
         read_hugging_face(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -14,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sonde.engine.config import ModelSection
 from sonde.engine.model import Model, load_model
 from sonde.engine.models.checkpoint import find_files, read_tensors
 from sonde.errors import ModelError
 
+from .checkpoints import Code, State, assert_same, parameters, section
 from .tiny_lavit import write_shards
 
 EVA, ENCODER = "visual_tokenizer/eva_vitg_psz14.bin", "visual_tokenizer/tokenizer_encoder.bin"
@@ -33,28 +32,19 @@ def folder(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **settings: Any) -> Model:
-    return load_model(ModelSection(**{"name": str(folder), "dtype": "float32"} | settings))
+    return load_model(section(folder, **settings))
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: Path) -> State:
     # Not mapped: the file is written over.
-    tensors: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    tensors: State = torch.load(path, weights_only=True)
     return tensors
 
 
-def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit(path: Path, change: Callable[[State], None]) -> None:
     tensors = read(path)
     change(tensors)
     torch.save(tensors, path)
-
-
-def parameters(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
-    return dict(load(folder, **settings).module.named_parameters())
-
-
-def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == want.keys()
-    assert [name for name, x in want.items() if not got[name].equal(x)] == []
 
 
 # Of EVA, the predictor (in one file alone), what was trained last, and the language model.
@@ -113,16 +103,6 @@ def test_a_file_that_was_cut_off_is_named(file: str, folder: Path) -> None:
     (folder / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match=rf"the checkpoint's file {folder / file} cannot be read: .*; fetch it again"):
         load(folder)
-
-
-class Code:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.trace),)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -194,7 +174,7 @@ def test_what_nobody_needs_may_be_there_or_not(folder: Path) -> None:
     assert_same(parameters(folder), want)
 
 
-def _remove(tensors: dict[str, torch.Tensor], prefix: str) -> None:
+def _remove(tensors: State, prefix: str) -> None:
     for name in [name for name in tensors if name.startswith(prefix)]:
         del tensors[name]
 

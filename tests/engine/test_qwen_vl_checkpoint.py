@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sonde.engine.config import ModelSection
 from sonde.engine.model import load_model
 from sonde.engine.models import find_port
 from sonde.engine.models.checkpoint import find_files, read_tensors
@@ -25,26 +24,12 @@ from sonde.engine.models.qwen_vl.model import QwenVLModel, fill_model
 from sonde.engine.models.qwen_vl.vision import VisionTower
 from sonde.errors import ModelError
 
+from .checkpoints import Code, State, assert_same, parameters, section
 from .models.golden import GOLDEN
 from .tiny_qwen_vl import write_qwen_vl, write_shards
 
 # The base model has no head, and rotary tables are made anew.
 UNUSED = ("lm_head.weight", "*.rotary_emb.inv_freq")
-
-State = dict[str, torch.Tensor]
-
-
-def section(folder: Path, **settings: Any) -> ModelSection:
-    return ModelSection(name=str(folder), **{"dtype": "float32", "device": "cpu"} | settings)
-
-
-def parameters(folder: Path, **settings: Any) -> State:
-    return dict(load_model(section(folder, **settings)).module.named_parameters())
-
-
-def assert_same(found: State, wanted: State) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name, x in wanted.items() if not found[name].equal(x)] == []
 
 
 @pytest.fixture(scope="module")
@@ -205,21 +190,13 @@ def test_a_folder_without_weights_says_what_is_looked_for(folder: Path) -> None:
         load_model(section(folder))
 
 
-class _Code:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
-
-
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_code_in_a_shard_does_not_run(form: str, sharded: Path, tmp_path: Path) -> None:
     shard, mark = find_files(sharded)[1], tmp_path / "ran"
     if form == "bare pickle":
-        shard.write_bytes(pickle.dumps(_Code(mark), protocol=2))
+        shard.write_bytes(pickle.dumps(Code(mark), protocol=2))
     else:
-        state: Any = torch.load(shard, weights_only=True) | {"code": _Code(mark)}
+        state: Any = torch.load(shard, weights_only=True) | {"code": Code(mark)}
         torch.save(state, shard, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(ModelError, match=rf"{shard.name} cannot be read: "):
         load_model(section(sharded))

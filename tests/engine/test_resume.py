@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from sonde.engine import Progress, Sample, extract
+from sonde.callbacks import OnProgress
+from sonde.engine import Sample, extract
 from sonde.errors import StoreError
 from sonde.store import Store
 
+from ..recorder import Recorder
 from .runs import configuration, contents, text_samples
 from .tiny import write_model
 
@@ -26,24 +28,24 @@ def samples() -> list[Sample]:
 
 
 def interrupted(config: dict[str, Any], calls: int) -> Store:
-    """Run until `on_progress` was called so many times, then press Ctrl-C."""
+    """Run until a callback was called so many times, then press Ctrl-C."""
     count = 0
 
-    def press(progress: Progress) -> None:
+    def press(*progress: Any) -> None:
         nonlocal count
         count += 1
         if count == calls:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(config, samples=samples(), on_progress=press)
+        extract(config, samples=samples(), callbacks=[OnProgress(press)])
     return Store.open(config["run"]["out"])
 
 
 def test_a_run_that_was_interrupted_anywhere_ends_with_the_same_bytes(llama: Path, tmp_path: Path) -> None:
     config = configuration(llama, tmp_path / "run.zarr", capture=CAPTURE)
     calls: list[int] = []
-    extract(config, samples=samples(), on_progress=lambda p: calls.append(p.samples))
+    extract(config, samples=samples(), callbacks=[OnProgress(lambda done, *_: calls.append(done))])
     whole = contents(tmp_path / "run.zarr")
     (tmp_path / "run.zarr").rename(tmp_path / "whole.zarr")
     committed = set()
@@ -54,10 +56,15 @@ def test_a_run_that_was_interrupted_anywhere_ends_with_the_same_bytes(llama: Pat
         assert len(kept) == len(store.commits)
         assert kept.items() <= whole.items()
         todo = sum(len(r) for r in store.missing)
-        seen: list[Progress] = []
-        resumed = extract(config, samples=samples(), resume=True, on_progress=seen.append)
+        seen = Recorder()
+        resumed = extract(
+            config,
+            samples=samples(),
+            resume=True,
+            callbacks=[seen],
+        )
         assert resumed.complete
-        assert not seen or (seen[-1].total, seen[-1].samples) == (todo, todo), "what is committed is not done again"
+        assert not seen.progress or seen.progress[-1][:2] == (todo, todo), "what is committed is not done again"
         assert contents(tmp_path / "run.zarr") == whole
         (tmp_path / "run.zarr").rename(tmp_path / f"resumed{n}.zarr")
     assert {0, 1, 2, 3, 4} >= committed >= {0, 2}
@@ -73,9 +80,14 @@ def test_resuming_a_complete_store_does_nothing(llama: Path, tmp_path: Path) -> 
     extract(config, samples=samples())
     files = [path for path in (tmp_path / "run.zarr").rglob("*") if path.is_file()]
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-    seen: list[Progress] = []
-    assert extract(config, samples=samples(), resume=True, on_progress=seen.append).complete
-    assert not seen
+    seen = Recorder()
+    assert extract(
+        config,
+        samples=samples(),
+        resume=True,
+        callbacks=[seen],
+    ).complete
+    assert seen.calls == ["start", "result", "end"]
     after = [path for path in (tmp_path / "run.zarr").rglob("*") if path.is_file()]
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in after} == before
 

@@ -11,7 +11,8 @@ from typing import Any
 import distributed
 import pytest
 
-from sonde.engine import Progress, Sample, extract
+from sonde.callbacks import OnProgress
+from sonde.engine import Sample, extract
 from sonde.errors import InputError, ModelError
 from sonde.store import Store
 
@@ -48,7 +49,7 @@ def test_local_workers_write_the_bytes_of_one_process(
             configuration(llama, tmp_path / "two.zarr", capture=CAPTURE),
             samples=samples(),
             workers=2,
-            on_progress=lambda p: seen.append((p.samples, p.total)),
+            callbacks=[OnProgress(lambda done, total, _: seen.append((done, total)))],
         )
     assert store.complete
     assert contents(tmp_path / "two.zarr") == contents(tmp_path / "one.zarr")
@@ -66,14 +67,14 @@ def test_a_worker_that_is_killed_costs_its_range_only(
     killed: list[int] = []
     kept: dict[str, bytes] = {}
 
-    def kill_one(progress: Progress) -> None:
-        if not killed and progress.samples >= 8:
+    def kill_one(done: int, *rest: Any) -> None:
+        if not killed and done >= 8:
             kept.update({k: v for k, v in contents(tmp_path / "run.zarr").items() if k.startswith("commits/0")})
             process = next(iter(cluster.workers.values())).process
             killed.append(process.pid)
             os.kill(process.pid, signal.SIGKILL)
 
-    store = extract(config, samples=samples(120), scheduler=cluster.scheduler_address, on_progress=kill_one)
+    store = extract(config, samples=samples(120), scheduler=cluster.scheduler_address, callbacks=[OnProgress(kill_one)])
     assert killed
     assert store.complete
     assert contents(tmp_path / "run.zarr") == contents(tmp_path / "one.zarr")

@@ -30,7 +30,7 @@ def make_layer(layer: int, tokens: str = "last", *, seed: int = 0, **values: tup
     spec = ArraySpec("resid_post", tokens, (0, 1, 2), 1)
     zeros = np.zeros((1, 1), dtype=np.float32)
     fitted = Probe("resid_post", tokens, layer, "asked", "ridge", "binary", ("asked",), zeros, zeros[0], (1.0,))
-    return ProbedLayer(spec, fitted, zeros.astype(float), Evaluation(records, draws))
+    return ProbedLayer(spec, fitted, zeros.astype(float), Evaluation(records, draws, []), np.empty((0, 0)))
 
 
 def test_the_best_layer_meets_every_other_layer_of_its_curve_by_every_metric() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sonde.errors import InputError
-from sonde.probes import Problem, Results, fit_layer, probe
+from sonde.probes import ArrayRows, Problem, Results, accumulate, fit_layer, leace, probe
 from sonde.probes.bootstrap import cluster_weights
 from sonde.probes.codelength import online_codelength
 from sonde.probes.control import control_task
@@ -170,3 +170,36 @@ def test_controls_come_back_from_disk_and_from_several_runs(store: Store, tmp_pa
 def test_controls_that_are_not_for_such_probes_are_errors(store: Store, chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ask(store, "entailment", **chosen)
+
+
+def test_nothing_is_left_of_what_is_erased_and_most_of_what_is_not(store: Store) -> None:
+    results = ask(store, "entailment", erase="entailment")
+    [row], [loss] = rows_of(results, "erased"), rows_of(results, "erasure loss")
+    score = results.curves().set_index(["layer", "split"]).loc[(LAYER, "test"), "value"]
+    assert score > 0.8
+    assert row["value"] < 0.65
+    assert loss["value"] == pytest.approx(score - row["value"])
+    assert loss["low"] < loss["value"] < loss["high"]
+    [other] = rows_of(ask(store, "entailment", erase="size"), "erased")
+    assert other["value"] > 0.75
+
+
+@pytest.mark.parametrize("chosen", [{}, {"solver": "logistic"}, {"backend": "sklearn", "alphas": [1.0]}])
+def test_erased_rows_are_probed_as_the_rows_are(store: Store, chosen: dict[str, Any]) -> None:
+    [row] = rows_of(ask(store, "entailment", erase="objects", **chosen), "erased")
+    problem, rows = Problem.of(store, "entailment", seed=SEED), store.layer("resid_post", "last", LAYER)
+    x = np.asarray(rows.numpy(), dtype=np.float64)
+    objects = store.labels("objects")
+    told = (problem.split.folds >= 0) & objects.present
+    stats = accumulate(ArrayRows(x), objects.values.astype(float), np.where(told, 0, -1))
+    without = ArrayRows(leace(stats.total()).apply(x))
+    scores = fit_layer(without, problem, **chosen).scores[problem.split.test]
+    assert row["value"] == pytest.approx(float(((scores > 0.5) == problem.y[problem.split.test]).mean()), abs=0.02)
+
+
+def test_labels_that_no_training_row_has_cannot_be_erased(store: Store) -> None:
+    problem = Problem.of(store, "entailment", seed=SEED)
+    lacking = [None if part >= 0 else "a" for part in problem.split.folds.tolist()]
+    store.write_labels(Labels.from_column("of test rows", lacking))
+    with pytest.raises(InputError, match="no training row has the labels that are to be erased"):
+        ask(store, "entailment", erase="of test rows")

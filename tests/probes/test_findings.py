@@ -1,9 +1,11 @@
 """What is said of a study is what its parts say: peaks, changes by cues, prompts, and how far models agree."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import altair
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,6 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from sonde.probes import Results, probe, write_report
-from sonde.probes.charts import cue_chart, curve_chart, heatmap, transfer_chart
 from sonde.probes.findings import NO_CUE, Answer, Findings
 from sonde.probes.sentences import sentences
 from sonde.store import Labels
@@ -177,17 +178,12 @@ def test_the_report_of_a_study_says_and_draws_them(answers: list[Answer], findin
         assert sentence.replace("'", "&#39;") in page
     assert "What cues change" in page
     assert page.count("trained on prompt") >= len(answers)
-    alone_results = answers[0].results
-    line = alone_results.summary().iloc[0].to_dict()
-    matrix = alone_results.controls[alone_results.controls["control"] == "transfer"]
-    for chart in (
-        cue_chart(findings.cues),
-        transfer_chart(matrix, "accuracy"),
-        curve_chart(alone_results, line["labels"], "accuracy"),
-        heatmap(alone_results, line),
-    ):
+    scripts = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page)
+    figures = json.loads(scripts[0])
+    assert {"cues", "penalties", "reliability", "transfer"} <= {figure["name"].partition("-")[0] for figure in figures}
+    for figure in figures:
         # Checked against the schema of Vega-Lite, which writing a page leaves out.
-        assert chart.to_dict(validate=True)
+        assert altair.Chart.from_dict(figure["spec"], validate=True)
     alone = write_report(answers[0].results, tmp_path / "alone.html").read_text("utf-8")
     assert "What cues change" not in alone
     assert "From prompt to prompt" in alone

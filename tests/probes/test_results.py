@@ -200,6 +200,8 @@ def test_results_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
         "comparisons.parquet",
         "controls.parquet",
         "draws.parquet",
+        "penalties.parquet",
+        "reliability.parquet",
         "results.parquet",
     ]
 
@@ -293,5 +295,7 @@ def test_a_reader_sees_a_short_table_and_html_is_escaped() -> None:
     assert "0.700" in text
     assert "no scores" not in repr(Results(majority(0.5)))
     html = results(curve_rows(CV, TEST, store="<script>alert(1)</script>"))._repr_html_()
-    assert "<table" in html
+    assert "0.700" in html
+    assert '<img alt="Layer curves of ' in html
     assert "<script" not in html
+    assert "<img" not in Results(majority(0.5))._repr_html_()

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sonde.callbacks import OnProgress
 from sonde.errors import InputError, StoreError
 from sonde.probes import Results, load_probes, probe
 from sonde.probes.layers import LayerTask
@@ -23,12 +24,12 @@ CHOSEN: dict[str, Any] = {"solver": "logistic", "alphas": [1.0, 10.0], "n_draws"
 def cut_off(example: Any, folder: Path, after: int, monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> None:
     """Probe until some layers are done, and be interrupted."""
 
-    def stop(done: int, n: int) -> None:
+    def stop(done: int, *rest: Any) -> None:
         if done == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        probe(example.path, "colour", out=folder, on_progress=stop, **CHOSEN | chosen)
+        probe(example.path, "colour", out=folder, callbacks=[OnProgress(stop)], **CHOSEN | chosen)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def whole(example: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Resul
 
 
 def assert_same(found: Results, folder: Path, whole: tuple[Results, Path]) -> None:
-    for name in ("rows", "comparisons", "controls", "draws"):
+    for name in ("rows", "comparisons", "controls", "penalties", "reliability", "draws"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(whole[0], name))
     assert sorted(f.name for f in folder.iterdir()) == sorted(f.name for f in whole[1].iterdir())
     assert (folder / "probes.safetensors").read_bytes() == (whole[1] / "probes.safetensors").read_bytes()
@@ -65,7 +66,12 @@ def test_a_run_that_goes_on_probes_the_other_layers_only(
     monkeypatch.setattr(LayerTask, "run", lambda task, *shared: ran.append(task.layer) or real(task, *shared))
     told: list[tuple[int, int]] = []
     found = probe(
-        example.path, "colour", out=tmp_path / "out", resume=True, on_progress=lambda *n: told.append(n), **CHOSEN
+        example.path,
+        "colour",
+        out=tmp_path / "out",
+        resume=True,
+        callbacks=[OnProgress(lambda done, total, _: told.append((done, total)))],
+        **CHOSEN,
     )
     assert (len(ran), told) == (3, [(2, 5), (3, 5), (4, 5), (5, 5)])
     assert_same(found, tmp_path / "out", whole)
@@ -77,9 +83,11 @@ def test_a_run_that_was_killed_goes_on(example: Any, whole: tuple[Results, Path]
     script = textwrap.dedent(
         """
         import json, sys, time
+        from sonde.callbacks import OnProgress
         from sonde.probes import probe
         store, out, chosen = sys.argv[1:]
-        probe(store, "colour", out=out, on_progress=lambda done, n: time.sleep(60 * (done == 2)), **json.loads(chosen))
+        wait = OnProgress(lambda done, *_: time.sleep(60 * (done == 2)))
+        probe(store, "colour", out=out, callbacks=[wait], **json.loads(chosen))
         """
     )
     command = [sys.executable, "-c", script, str(example.path), str(tmp_path / "out"), json.dumps(CHOSEN)]

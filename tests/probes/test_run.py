@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
+from sonde.callbacks import OnProgress
 from sonde.errors import InputError, StoreError
 from sonde.probes import Problem, Results, load_probes, probe
 from sonde.probes.bootstrap import cluster_weights
@@ -200,6 +201,37 @@ def test_penalties_that_differ_have_no_common_value_in_the_row_of_all(ask: Any) 
     assert any(np.isnan(run.rows(layer, "test").loc[("accuracy", "all"), "alpha"]) for layer in (0, 2, 5, 9))
 
 
+@pytest.mark.parametrize(("labels", "solver"), QUESTIONS)
+def test_every_penalty_that_was_tried_has_its_held_out_error(labels: str, solver: str, ask: Any) -> None:
+    results, n_targets = ask(labels, solver).results, len(TARGETS[labels])
+    assert len(results.penalties) == len(ALPHAS) * results.penalties.groupby(["site", "tokens", "layer"]).ngroups
+    rows = results.rows[(results.rows["split"] == "test") & (results.rows["target"] == "all")]
+    chosen = rows.drop_duplicates(["site", "tokens", "layer"]).set_index(["site", "tokens", "layer"])["alpha"]
+    for place, path in results.penalties.groupby(["site", "tokens", "layer"]):
+        assert path["n_chosen"].sum() == n_targets
+        if labels in ("entailment", "size"):
+            assert path.loc[path["error"].idxmin(), "alpha"] == chosen[place]
+        if not np.isnan(chosen[place]):
+            assert path.loc[path["n_chosen"] > 0, "alpha"].tolist() == [chosen[place]]
+
+
+def test_reliability_is_told_as_fitted_and_calibrated_and_of_classes_alone(ask: Any) -> None:
+    for labels, solver, expected in (
+        ("entailment", "logistic", {False, True}),
+        ("colour", "ridge", {True}),
+        ("objects", "logistic", {False, True}),
+        ("size", "ridge", set()),
+    ):
+        run = ask(labels, solver)
+        found = run.results.reliability
+        assert set(found["calibrated"]) == expected
+        n_judged = run.problem.split.test.sum() * (len(run.problem.targets) if labels == "objects" else 1)
+        assert (found.groupby(["site", "tokens", "layer", "calibrated"])["n"].sum() == n_judged).all()
+    again = Results.load(run.folder)
+    pd.testing.assert_frame_equal(again.penalties, run.results.penalties)
+    pd.testing.assert_frame_equal(again.reliability, run.results.reliability)
+
+
 @pytest.fixture
 def misleading(make_store: Any, tmp_path: Path) -> Store:
     """Layer 4 is the best in training and useless on test rows, 6 is good in both, 8 is poor: a `split` column says."""
@@ -279,7 +311,7 @@ def test_targets_without_a_positive_test_row_are_told_once_and_have_no_precision
 
 def test_progress_is_told_layer_by_layer(example: Any) -> None:
     told: list[tuple[int, int]] = []
-    probe(example.store, "size", n_draws=2, on_progress=lambda *counts: told.append(counts))
+    probe(example.store, "size", n_draws=2, callbacks=[OnProgress(lambda done, total, _: told.append((done, total)))])
     assert told == [(i, 5) for i in range(1, 6)]
 
 
@@ -337,11 +369,11 @@ def test_a_store_that_is_not_finished_is_refused(make_store: Any, tmp_path: Path
 
 
 def test_a_folder_that_is_in_the_way_or_cannot_be_made_is_refused_before_any_work(example: Any, tmp_path: Path) -> None:
-    def fail(*counts: int) -> None:
+    def fail(*counts: Any) -> None:
         raise AssertionError("a layer was probed")
 
     (tmp_path / "out").mkdir()
     (tmp_path / "file").touch()
     for out, text in (("out", "exists already; choose another --out"), ("file/out", "cannot make the folder")):
         with pytest.raises(StoreError, match=text):
-            probe(example.store, "size", out=tmp_path / out, on_progress=fail)
+            probe(example.store, "size", out=tmp_path / out, callbacks=[OnProgress(fail)])

@@ -12,6 +12,7 @@ import distributed
 import pandas as pd
 import pytest
 
+from sonde.callbacks import OnProgress
 from sonde.errors import CorruptStoreError, InputError, WorkerError
 from sonde.probes import Results, probe
 from sonde.probes.schedule import run_tasks
@@ -53,7 +54,12 @@ def test_local_processes_give_the_tables_of_threads(
     monkeypatch.chdir(example.path.parent)
     told: list[tuple[int, int]] = []
     found = probe(
-        example.path.name, "colour", workers=2, out=tmp_path / "out", on_progress=lambda *n: told.append(n), **CHOSEN
+        example.path.name,
+        "colour",
+        workers=2,
+        out=tmp_path / "out",
+        callbacks=[OnProgress(lambda done, total, _: told.append((done, total)))],
+        **CHOSEN,
     )
     assert_same(found, tmp_path / "out", on_threads)
     assert told == [(i, 5) for i in range(1, 6)]
@@ -62,12 +68,13 @@ def test_local_processes_give_the_tables_of_threads(
 def test_a_scheduler_gives_the_tables_of_threads_though_a_worker_is_killed(
     example: Any, on_threads: tuple[Results, Path], cluster: distributed.LocalCluster, tmp_path: Path
 ) -> None:
-    def kill_one(done: int, total: int) -> None:
+    def kill_one(done: int, *rest: Any) -> None:
         if done == 1:
             os.kill(cluster.workers[0].pid, signal.SIGKILL)
 
     address = cluster.scheduler_address
-    found = probe(example.store, "colour", scheduler=address, out=tmp_path / "out", on_progress=kill_one, **CHOSEN)
+    watching = [OnProgress(kill_one)]
+    found = probe(example.store, "colour", scheduler=address, out=tmp_path / "out", callbacks=watching, **CHOSEN)
     assert_same(found, tmp_path / "out", on_threads)
 
 

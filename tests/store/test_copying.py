@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sonde.callbacks import OnProgress
 from sonde.errors import CorruptStoreError, StoreError
 from sonde.store import ArraySpec, Labels, Store
 from sonde.store.copying import copy_store
@@ -63,13 +64,13 @@ def test_a_copy_that_was_cut_off_anywhere_is_a_store_and_goes_on(source: Any, tm
     for n in range(4):
         copy = tmp_path / f"{n}.zarr"
 
-        def stop(done: int, total: int, n: int = n) -> None:
+        def stop(done: int, *rest: Any, n: int = n) -> None:
             if done == n:
                 raise KeyboardInterrupt
 
         if n:
             with pytest.raises(KeyboardInterrupt):
-                copy_store(source.path, copy, on_progress=stop)
+                copy_store(source.path, copy, callbacks=[OnProgress(stop)])
             assert len(Store.open(copy).commits) == n
         copied = copy_store(source.path, copy)
         assert (copied.ranges, copied.present) == (3 - n, n)

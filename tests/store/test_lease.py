@@ -29,11 +29,14 @@ SECONDS, SETTLE = 0.6, 0.1
 
 # Writes a key for each line that it is given, and says how that went.
 HOLDER = f"""
+import signal
 import sys
 from sonde.errors import StoreError
 from sonde.store.filesystem import FileSystem
 from sonde.store.objects import ObjectStorage
 make = ObjectStorage if sys.argv[1].startswith("s3") else FileSystem
+# A shell lets what it starts in the background not be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 location = make(sys.argv[1], lease_seconds={SECONDS}, settle_seconds={SETTLE})
 with location.lock():
     print("locked", flush=True)
@@ -287,5 +290,5 @@ assert not location.exists(".lease.json")
 def test_an_interrupt_gives_the_lease_back(url: str) -> None:
     with holder(url) as process:
         process.send_signal(signal.SIGINT)
-        process.wait()
+        process.wait(timeout=60)
         assert not at(url).exists(LEASE)

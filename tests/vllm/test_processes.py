@@ -25,17 +25,20 @@ CHILD = """
 import importlib, sys, time
 from pathlib import Path
 
+from sonde.callbacks import OnProgress
+
 runs = importlib.import_module("tests.vllm.runs")
 
 
-def tell(progress):
-    if len(progress.ranges) == 2:
+def tell(done, total, measures):
+    if measures["ranges"] == 2:
         print("two", flush=True)
         time.sleep(600)
 
 
 capture = {"sites": ["resid_post"], "tokens": ["last", "mean", "all"]}
-runs.run("vllm", Path(sys.argv[1]), Path(sys.argv[2]), runs.text_samples(), capture=capture, on_progress=tell)
+telling = [OnProgress(tell)]
+runs.run("vllm", Path(sys.argv[1]), Path(sys.argv[2]), runs.text_samples(), capture=capture, callbacks=telling)
 """
 
 

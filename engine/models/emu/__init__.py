@@ -56,7 +56,9 @@ def _choose(folder: Path, wanted: str | None) -> Path:
     if wanted is None and len(there) > 1:
         raise ModelError(f"the folder {folder} holds {', '.join(there)}: choose one by model.checkpoint")
     if wanted is not None and wanted not in there:
-        raise ModelError(f"model.checkpoint is {wanted!r}, and the folder {folder} holds {', '.join(there)}")
+        raise ModelError(
+            f"model.checkpoint is {wanted!r}, and the folder {folder} holds {', '.join(there)}: name one of these"
+        )
     return folder / (wanted or there[0])
 
 

@@ -101,7 +101,7 @@ def read_config(folder: Path, *, instructed: bool, n_tokens: int | None = None) 
         groups = {name: values | given.get(name, {}) for name, values in _PUBLISHED.items()}
         config = _make(groups, given.get("special_tokens", {}), instructed, n_tokens)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        raise ModelError(f"the configuration {path} makes no Emu: {error!r}") from error
+        raise ModelError(f"the configuration {path} makes no Emu ({error!r}): fetch it again") from error
     rows, last = config.text_config.vocab_size, max(config.special_tokens, key=config.special_tokens.__getitem__)
     if config.special_tokens[last] >= rows:
         raise ModelError(
@@ -164,9 +164,11 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ModelError(f"the configuration {path} cannot be read: {error}") from error
+                raise ModelError(f"the configuration {path} cannot be read ({error}): fetch it again") from error
             if not isinstance(found, dict):
-                raise ModelError(f"the configuration {path} holds a {type(found).__name__} and no settings")
+                raise ModelError(
+                    f"the configuration {path} holds a {type(found).__name__} and no settings: fetch it again"
+                )
             if _PUBLISHED.keys() & found.keys():
                 return path, found
     return folder, {}

@@ -68,7 +68,6 @@ class EmuModel(ImageTextModel):
         self.vision = Blip2VisionModel(config.vision_config)
         self.former = CausalFormer(config)
         self.language_model = LlamaModel(config.text_config)
-        self.post_init()  # type: ignore[no-untyped-call]
 
     def image_features(self, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """What the language model is given of images, ``[vector, hidden]``: what the former makes of all patches."""

@@ -55,7 +55,7 @@ def read_config(folder: Path, language: str = "language_model") -> LaVITConfig:
         text = LlamaConfig.from_pretrained(folder / language, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(f"the configuration of LaVIT in {folder} cannot be read: {reason}") from error
+        raise ModelError(f"the configuration of LaVIT in {folder} cannot be read ({reason}): fetch it again") from error
     whole = _PUBLISHED | given
     eva, merger = (_PUBLISHED[name] | given.get(name, {}) for name in ("eva", "merger"))
     width, patches = eva["width"], (whole["image_size"] // whole["patch_size"]) ** 2

@@ -31,7 +31,6 @@ class LaVITModel(ImageTextModel):
         self.projection = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
         self.language_model = LlamaModel(config.text_config)
         self.selector = Selector(config.predictor_sizes)
-        self.post_init()  # type: ignore[no-untyped-call]
 
     def choose(
         self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None

@@ -40,7 +40,6 @@ class QwenVLModel(ImageTextModel):
         super().__init__(config)
         self.vision = VisionTower(config.vision_config)
         self.language_model = Qwen2Model(config.text_config)
-        self.post_init()  # type: ignore[no-untyped-call]
 
     def image_features(self, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """What the language model is given of images, ``[vector, hidden]``; see `VisionTower`."""

@@ -75,9 +75,9 @@ def _read(file: Path | None) -> dict[str, dict[str, list[str]]]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"there is no file of prompts {file}") from None
+        raise InputError(f"there is no file of prompts {file}: correct data.prompts_file") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"the prompts {file} cannot be read: {error}") from error
+        raise InputError(f"the prompts {file} cannot be read as TOML ({error}): correct the file") from error
 
 
 _FIELDS = {

@@ -32,8 +32,10 @@ class Golden:
         self._worst: dict[str, float] = defaultdict(float)
 
     def cases(self, suffix: str) -> list[str]:
-        """Prefixes of the inputs that have this name behind them."""
-        return sorted(name.removesuffix(suffix) for name in self.inputs if name.endswith(suffix))
+        """Prefixes of the inputs that have this name behind them; at least one, or there would be nothing to hold."""
+        found = sorted(name.removesuffix(suffix) for name in self.inputs if name.endswith(suffix))
+        assert found, f"no input ends with {suffix}"
+        return found
 
     def compare(self, name: str, got: torch.Tensor, valid: torch.Tensor | None = None, rows: Any = ...) -> None:
         """Hold a tensor against the expected one of this name: to rounding, or exactly where it is no float.

@@ -43,7 +43,9 @@ def loaded(variant: str) -> tuple[Any, Any, torch.Tensor]:
 
 
 def cases(golden: Golden, variant: str) -> list[str]:
-    return [case for case in golden.cases(".input_ids") if case.startswith(f"{variant}.")]
+    found = [case for case in golden.cases(".input_ids") if case.startswith(f"{variant}.")]
+    assert found
+    return found
 
 
 def pixels_of(golden: Golden, case: str) -> torch.Tensor | None:
@@ -83,7 +85,6 @@ def of_image(name: str) -> bool:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden_batches(golden: Golden, variant: str) -> None:
-    assert cases(golden, variant)
     for case in cases(golden, variant):
         names = ("input_ids", "attention_mask", "position_ids")
         inputs = {name: golden.inputs[f"{case}.{name}"] for name in names if f"{case}.{name}" in golden.inputs}
@@ -120,11 +121,14 @@ def test_golden_rows_one_by_one(golden: Golden, variant: str) -> None:
                 if f"{case}.{name}" in golden.expected:
                     rows = (mine,) if of_image(name) else (slice(row, row + 1), valid)
                     golden.compare(f"{case}.{name}", got, rows=rows)
+        golden.ensure_whole(*(f"{case}.{name}" for name in ("decoder", "inputs_embeds", "logits")))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden_greedy_tokens(golden: Golden, variant: str) -> None:
-    for case in (case for case in cases(golden, variant) if f"{case}.greedy_tokens" in golden.inputs):
+    spoken = [case for case in cases(golden, variant) if f"{case}.greedy_tokens" in golden.inputs]
+    assert spoken
+    for case in spoken:
         wanted, pixels, first = golden.inputs[f"{case}.greedy_tokens"], pixels_of(golden, case), 0
         model, processor, head = loaded(variant)
         # What is said begins with a token that the model is not given.
@@ -152,6 +156,7 @@ def embedded(model: Any, ids: torch.Tensor, pixels: torch.Tensor | None) -> torc
 
 def test_golden_pixels(golden: Golden) -> None:
     sizes = [name for name in golden.expected if name.startswith("preprocess")]
+    assert sizes
     for name in sizes:
         image = Image.fromarray(golden.inputs["image." + name.rpartition(".")[2] + ".raw"].numpy())
         golden.compare(name, SquareImages(golden.expected[name].shape[-1])([image])["pixel_values"][0])
@@ -159,6 +164,7 @@ def test_golden_pixels(golden: Golden) -> None:
         name.removeprefix("pixel_values."): x for name, x in golden.inputs.items() if name.startswith("pixel_v")
     }
     raw = [Image.fromarray(x.numpy()) for name, x in sorted(golden.inputs.items()) if name.endswith(".raw")]
+    assert prepared
     for pixels in prepared.values():
         ours = SquareImages(pixels.shape[-1])(raw)["pixel_values"]
         for one in pixels:

@@ -75,7 +75,7 @@ def noise_of(golden: Golden, case: str, variant: str) -> torch.Tensor | None:
 def variants(golden: Golden, case: str) -> list[str]:
     """Names between a case and ``keep``."""
     names = [name.split(".") for name in golden.expected if name.startswith(f"{case}.") and name.endswith(".keep")]
-    return sorted(parts[1] for parts in names)
+    return sorted({parts[1] for parts in names})
 
 
 def layouts(golden: Golden, case: str, variant: str) -> list[str]:
@@ -186,8 +186,10 @@ def test_golden_language_model_in_every_layout(golden: Golden) -> None:
 def test_golden_language_model_row_by_row_without_padding(golden: Golden) -> None:
     for case in golden.cases(".prompt_ids.0"):
         pixels, prompts = golden.inputs.get(f"{case}.pixel_values"), prompts_of(golden, case)
+        assert prompts
         for variant in variants(golden, case):
             assert pixels is not None
+            assert layouts(golden, case, variant)
             noise = noise_of(golden, case, variant)
             for row, prompt in enumerate(prompts):
                 with torch.inference_mode():
