@@ -34,8 +34,7 @@ from examples.docstrings import MODEL, docstrings
 from numpy.typing import NDArray
 
 import sonde
-from sonde.engine.coco import load_coco
-from sonde.engine.demo_model import write_demo_model
+from sonde.engine.demo_model import DEMO_MODEL
 from sonde.engine.scenes import write_scenes
 from sonde.probes import UnconvergedWarning
 from sonde.store import DTYPES, ArraySpec, Labels, Schema, Store, as_float32
@@ -108,10 +107,8 @@ def minilm(folder: Path, *, fast: bool) -> Activations:
 def demo(folder: Path, *, fast: bool) -> Activations:
     data = write_scenes(folder / "data", n_images=120 if fast else 1000, seed=0)
     annotations, images = data / "annotations", data / "images"
-    captions = load_coco(annotations, images).captions.values()
-    model = write_demo_model(folder / "model", [caption.text for several in captions for caption in several])
     source = {"task": "recognition", "annotations": annotations, "images": images}
-    config = configuration(folder / "demo.zarr", {"name": str(model), "weights": "random"}, source, fast=fast)
+    config = configuration(folder / "demo.zarr", {"name": str(DEMO_MODEL), "weights": "random"}, source, fast=fast)
     return Activations.of("demo", sonde.extract(config), "objects")
 
 

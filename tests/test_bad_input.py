@@ -206,10 +206,9 @@ def test_labels_that_cannot_be_joined(store: Path, call: Any, tree: Any, tmp_pat
 def test_a_broken_image_fails_the_job_or_is_skipped_and_told(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sonde.engine.demo_model import write_demo_model
+    from sonde.engine.demo_model import DEMO_MODEL
 
     monkeypatch.chdir(tmp_path)
-    write_demo_model(tmp_path / "model", ["what is it"], n_layers=2)
     rows = []
     for i in range(12):
         Image.new("RGB", (96, 96), ("red", "blue")[i % 2]).save(tmp_path / f"{i}.png")
@@ -219,8 +218,7 @@ def test_a_broken_image_fails_the_job_or_is_skipped_and_told(
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tmp_path / "extract.toml"
     config.write_text(
-        '[model]\nname = "model"\nweights = "random"\n[data]\nmanifest = "samples.jsonl"\n'
-        '[run]\nout = "run.zarr"\nrange_size = 4\n'
+        f'[model]\nname = "{DEMO_MODEL}"\n[data]\nmanifest = "samples.jsonl"\n[run]\nout = "run.zarr"\nrange_size = 4\n'
     )
     assert_one_clear_line(call("extract", config), "sample 's7': the image", "7.png cannot be read")
     assert len(sonde.open("run.zarr").commits) == 1

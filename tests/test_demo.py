@@ -11,6 +11,7 @@ import pytest
 
 import sonde
 
+MODELS = ("trained", "random-weights")
 STUDIES = ("entailment-no-cue", "entailment-cue", "recognition-no-cue", "recognition-cue")
 
 
@@ -54,19 +55,32 @@ def test_the_demo_runs_the_whole_study_and_replaces_an_earlier_one(start: Any, t
     *found, place, report = printed.splitlines()
     assert [line.split(",")[0] for line in found] == list(STUDIES)
     for line in found:
-        assert re.search(r"best layer \d of 4 \(chosen by cross-validation\) 0\.\d{3} \[", line), line
+        assert re.search(r"best layer \d of 6 \(chosen by cross-validation\) 0\.\d{3} \[", line), line
         assert "the top layer" in line
     assert place.endswith(f": {out}")
     assert report == f"report: {out / 'report.html'}"
 
-    for study in STUDIES:
-        store = sonde.open(out / f"{study}.zarr")
+    for model in MODELS:
+        store = sonde.open(out / f"{model}.zarr")
         assert store.complete
         assert store.verify() == []
-        assert store.array("resid_post", "last").layers == (0, 1, 2, 3)
-        rows = pd.read_parquet(out / f"{study}.probes/results.parquet")
-        assert {0, 1, 2, 3} <= set(rows["layer"])
-        assert sonde.load_probes(out / f"{study}.probes")
+        assert store.array("resid_post", "last").layers == tuple(range(6))
+        for study in STUDIES:
+            rows = pd.read_parquet(out / f"{model}.probes" / study / "results.parquet")
+            assert set(range(6)) <= set(rows["layer"])
+            assert sonde.load_probes(out / f"{model}.probes" / study)
+
+    # There is something to find: more than guessing, words, and what untrained layers pass on; and layers differ.
+    for line in found:
+        told = re.search(
+            r"majority ([\d.]+), words alone ([\d.]+), random weights ([\d.]+), "
+            r"trained ([\d.]+) \(\+[\d.]+ \[([+-][\d.]+)",
+            line,
+        )
+        assert told, line
+        majority, words, untrained, trained, low = map(float, told.groups())
+        assert trained > max(majority, words, untrained) + 0.1, line
+        assert low > 0, line
 
     page = Page((out / "report.html").read_text())
     assert [address for address in page.loads if not address.startswith(("#", "data:"))] == []

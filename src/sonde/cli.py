@@ -132,8 +132,8 @@ def _common(
 @app.command(epilog=examples("sonde demo --fast --out sonde-demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the stores and the report.")] = Path("sonde-demo"),
-    fast: Annotated[bool, typer.Option("--fast", help="Fewer scenes and layers.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the scenes, the model and the splits.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Fewer scenes.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the scenes, the random weights and the splits.")] = 0,
 ) -> None:
     """Run the whole study in miniature, on data and a model that ship with sonde."""
     from .demo import run_demo
@@ -142,7 +142,7 @@ def demo(
     outcome = run_demo(out, fast=fast, seed=seed, say=lambda text: screen.print(text, highlight=False))
     for line in outcome.lines:
         print(line)
-    print(f"scenes, model, stores (*.zarr) and results (*.probes): {out.absolute()}")
+    print(f"scenes, models, stores (*.zarr) and results (*.probes): {out.absolute()}")
     print(f"report: {outcome.report.absolute()}")
 
 

@@ -1,4 +1,4 @@
-"""The study in miniature: scenes, a tiny model, both tasks with and without cues, probes, one report."""
+"""The study in miniature: scenes, a tiny model with and without what it learned, both tasks, probes, one report."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .engine import extract
-from .engine.coco import load_coco
-from .engine.config import DataSection
-from .engine.dataset import load_dataset
-from .engine.demo_model import write_demo_model
+from .engine.demo_model import DEMO_MODEL, WEIGHTS
 from .engine.scenes import write_scenes
 from .errors import StoreError
-from .probes import probe, write_report
+from .probes.plot import METRIC_NAMES
 from .probes.report import claim
+from .study import Study, run_study
+from .study_config import StudyConfig
 
 _MARKER = ".sonde-demo"
+TRAINED, RANDOM = "trained", "random-weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +30,16 @@ class Outcome:
 def run_demo(
     folder: Path, *, fast: bool = False, seed: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> Outcome:
-    """Make scenes and a model, extract, probe, report.
+    """Make scenes, and ask the layers of a tiny LLaVA about them, as it was trained and with random weights.
 
     Parameters
     ----------
     folder
         Where everything lies afterwards; an earlier demo there is replaced.
     fast
-        Fewer scenes and layers.
+        Fewer scenes.
     seed
-        Of the scenes, the model's random weights and the splits.
+        Of the scenes, the random weights and the splits.
     say
         Told what is going on, a line at a time.
 
@@ -51,42 +49,47 @@ def run_demo(
         If the folder holds something that is no demo.
     """
     _make_place(folder)
-    n_images, n_layers = (120, 4) if fast else (300, 6)
+    n_images = 120 if fast else 400
     say(f"rendering {n_images} scenes")
     data = write_scenes(folder / "data", n_images=n_images, seed=seed)
-    annotations, images = data / "annotations", data / "images"
-    coco = load_coco(annotations, images)
-    runs = {
-        f"{task}-{'cue' if cue else 'no-cue'}": DataSection(
-            task=task, annotations=annotations, images=images, cue=cue, seed=seed
-        )
-        for task in ("entailment", "recognition")
-        for cue in (False, True)
+    # Each has a folder of its own: by that a report tells models apart.
+    shutil.copytree(DEMO_MODEL, folder / TRAINED)
+    shutil.copytree(DEMO_MODEL, folder / RANDOM, ignore=shutil.ignore_patterns(WEIGHTS))
+    config = {
+        "study": {"out": folder},
+        "models": [
+            {"label": TRAINED, "name": str(folder / TRAINED)},
+            {"label": RANDOM, "name": str(folder / RANDOM), "weights": "random", "seed": seed},
+        ],
+        "data": {
+            "task": ["entailment", "recognition"],
+            "cue": "both",
+            "annotations": data / "annotations",
+            "images": data / "images",
+            "seed": seed,
+        },
+        "capture": {"sites": ["resid_post"], "tokens": ["last", "mean"]},
+        "probe": {"words": True, "seed": seed},
     }
-    say("making a tiny LLaVA with random weights")
-    texts = [caption.text for captions in coco.captions.values() for caption in captions]
-    prompts = [s.prompt or "" for section in runs.values() for s in load_dataset(section).samples]
-    model = write_demo_model(folder / "model", [*texts, *prompts], n_layers=n_layers)
-    lines, results = [], []
-    for name, section in runs.items():
-        say(f"{name}: extracting every layer")
-        store = extract(
-            {
-                "model": {"name": str(model), "weights": "random", "seed": seed},
-                "data": section.model_dump(exclude_unset=True),
-                "capture": {"sites": ["resid_post"], "tokens": ["last", "mean"]},
-                "run": {"out": folder / f"{name}.zarr"},
-            }
+    study = run_study(StudyConfig.load(config), say=say)
+    return Outcome(_lines(study), study.report)
+
+
+def _lines(study: Study) -> tuple[str, ...]:
+    """Say of each question what guessing, words alone, random weights and the trained model score."""
+    answers = {(answer.model, answer.task, answer.cue): answer for answer in study.answers}
+    lines = []
+    for row in ({str(name): value for name, value in row.items()} for row in study.findings.models.to_dict("records")):
+        answer = answers[TRAINED, row["task"], row["cue"]]
+        peak = answer.peak
+        lines.append(
+            f"{row['task']}-{row['cue']}, {METRIC_NAMES.get(row['metric'], row['metric'])}: "
+            f"majority {peak['baseline']:.3f}, words alone {peak['text_baseline']:.3f}, "
+            f"random weights {row['other_best']:.3f}, trained {row['best']:.3f} "
+            f"({row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]); "
+            f"trained, at {peak['site']}/{peak['tokens']}: {claim(peak, answer.n_layers)}"
         )
-        say(f"{name}: probing")
-        labels = "entailment" if section.task == "entailment" else "objects"
-        found = probe(store, labels, out=folder / f"{name}.probes", seed=seed)
-        results.append(found)
-        first: dict[str, Any] = {str(key): value for key, value in found.summary().iloc[0].items()}
-        what = f"{name}, {first['metric'].replace('_', ' ')} at {first['site']}/{first['tokens']}"
-        lines.append(f"{what}: {claim(first, n_layers)}")
-    say("writing the report")
-    return Outcome(tuple(lines), write_report(results, folder / "report.html"))
+    return tuple(lines)
 
 
 def _make_place(folder: Path) -> None:
