@@ -16,12 +16,12 @@ STUDIES = ("entailment-no-cue", "entailment-cue", "recognition-no-cue", "recogni
 
 
 class Page(HTMLParser):
-    """Collects what a page would load, what it allows itself to load, and its headline."""
+    """Collects what a page would load, what it allows itself to load, its headline and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
-        self.policy = self.headline = self._element = ""
+        self.policy = self.headline = self.text = self._element = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -32,6 +32,7 @@ class Page(HTMLParser):
         self._element = tag
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if self._element == "h1":
             self.headline += data
 
@@ -81,12 +82,17 @@ def test_the_demo_runs_the_whole_study_and_replaces_an_earlier_one(start: Any, t
         majority, words, untrained, trained, low = map(float, told.groups())
         assert trained > max(majority, words, untrained) + 0.1, line
         assert low > 0, line
+    holding = sonde.probes.Results.load(out / "trained.probes" / "entailment-no-cue")
+    assert holding.difference(5, 0, tokens="last").low > 0.1
 
     page = Page((out / "report.html").read_text())
     assert [address for address in page.loads if not address.startswith(("#", "data:"))] == []
     assert page.policy.startswith("default-src 'none'")
     assert "http" not in page.policy
-    assert "random weights" in page.headline
+    # Neither model is taken for the other.
+    assert page.headline.strip() == "Layers of demo/trained, demo/random-weights"
+    assert "demo/random-weights was never trained" in page.text
+    assert "(random weights)" not in (out / "layer_curves.svg").read_text("utf-8")
 
 
 def test_a_folder_that_is_no_demo_is_refused(call: Any, tmp_path: Path) -> None:

@@ -82,4 +82,4 @@ def test_it_lists_the_shapes_of_a_scene(model: Any, processor: Any, scenes: list
     named = [set(text.split(", ")) for text in said]
     common = sum(len(a & b) for a, b in zip(there, named, strict=True))
     # F1; naming any three would give a quarter.
-    assert 2 * common / sum(len(a) + len(b) for a, b in zip(there, named, strict=True)) > 0.7
+    assert 2 * common / sum(len(a) + len(b) for a, b in zip(there, named, strict=True)) > 0.9
