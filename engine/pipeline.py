@@ -16,7 +16,7 @@ from .picture import whereabouts
 from .preparing import preparing
 from .sample import Dataset, Sample
 from .session import Session
-from .trace import UNTRACED, Trace
+from .trace import Trace
 
 # Prepared samples (pixels, above all) of one window; batches are planned inside a window.
 WINDOW_BYTES = 256 * 2**20
@@ -49,7 +49,7 @@ def work_of(
     *,
     fail: bool,
     encoders: int = 0,
-    trace: Trace = UNTRACED,
+    trace: Trace | None = None,
 ) -> Iterator[Work | Finished]:
     """Prepare samples, in processes or on threads, and give them out in batches of similar length.
 
@@ -63,6 +63,7 @@ def work_of(
     WorkerError
         If a process that prepares samples dies.
     """
+    trace = trace or Trace(enabled=False)
     with preparing(session.encoder, encoders, trace) as prepare:
         for range_ in ranges:
             skipped: dict[int, str] = {}

@@ -20,7 +20,7 @@ from .pipeline import Finished, Work, work_of
 from .prefetch import prefetch
 from .sample import Dataset
 from .session import Session
-from .trace import UNTRACED, Trace
+from .trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class Progress:
         Padded tokens of a batch, as it was at the end; 0 where workers each had their own.
     ranges
         Index of a range -> seconds of the run at which it was full, and at which it was committed.
+    stages
+        Stage -> seconds at which it was at work, its threads added up; none where workers ran.
     """
 
     total: int
@@ -55,6 +57,7 @@ class Progress:
     seconds: float = 0.0
     token_budget: int = 0
     ranges: dict[int, tuple[float, float]] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 class Run:
@@ -84,7 +87,7 @@ class Run:
         store: Store,
         settings: RunSection,
         on_progress: Callable[[Progress], None] | None = None,
-        trace: Trace = UNTRACED,
+        trace: Trace | None = None,
     ) -> None:
         import torch
 
@@ -94,7 +97,7 @@ class Run:
         self._store = store
         self._writer = store.writer()
         self._report = on_progress or (lambda progress: None)
-        self._trace = trace
+        self._trace = trace or Trace(enabled=False)
         self._copy_out = CopyOut(session.model.device, getattr(torch, store.schema.numpy_dtype.name))
         self._token_budget = settings.token_budget or default_token_budget(session.model)
         self._fail = settings.on_error == "fail"
@@ -139,6 +142,7 @@ class Run:
     def _say(self, clock: float, keeper: Keeper) -> None:
         self.progress.nbytes, self.progress.ranges = keeper.nbytes, keeper.timings
         self.progress.seconds = time.perf_counter() - clock
+        self.progress.stages = {name: round(seconds, 3) for name, seconds in self._trace.seconds.items()}
         self._report(self.progress)
 
     def _forward(self, packs: Sequence[Pack], batch: Batch | None, range_: Range, keeper: Keeper) -> None:

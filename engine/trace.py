@@ -18,23 +18,33 @@ class Trace:
     Parameters
     ----------
     enabled
-        Off, spans cost next to nothing and are not kept.
+        Off, spans cost next to nothing and are not kept; what they take is added up all the same.
+
+    Attributes
+    ----------
+    seconds
+        By stage, how long it was at work, in all threads of this process together.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
+        self._adding = threading.Lock()
+        self.seconds: dict[str, float] = {}
         self._start = time.perf_counter_ns()
         self._spans: list[dict[str, Any]] = []
 
     @contextmanager
     def span(self, name: str, **details: Any) -> Iterator[None]:
         """Note when the block began and how long it took; ``details`` are shown with it."""
+        start = time.perf_counter_ns()
         if not self._enabled:
-            yield
+            try:
+                yield
+            finally:
+                self._add_up(name, start, time.perf_counter_ns())
             return
         from torch.profiler import record_function
 
-        start = time.perf_counter_ns()
         try:
             with record_function(f"sonde: {name}"):
                 yield
@@ -46,8 +56,11 @@ class Trace:
         """Note what a process of one thread did, by its ``time.perf_counter_ns``, which all of a machine have alike."""
         if self._enabled:
             self._keep(name, start, end, (pid, pid, f"sonde-encoder-{pid}"), details)
+        else:
+            self._add_up(name, start, end)
 
     def _keep(self, name: str, start: int, end: int, thread: tuple[int, int, str], details: dict[str, Any]) -> None:
+        self._add_up(name, start, end)
         pid, tid, called = thread
         self._spans.append(
             {
@@ -61,6 +74,10 @@ class Trace:
             }
         )
 
+    def _add_up(self, name: str, start: int, end: int) -> None:
+        with self._adding:
+            self.seconds[name] = self.seconds.get(name, 0.0) + (end - start) / 1e9
+
     def save(self, path: str | Path) -> None:
         """Write the spans in the Trace Event Format (Perfetto, chrome://tracing); times in microseconds."""
         threads = {(span["pid"], span["tid"]): span["args"]["thread"] for span in self._spans}
@@ -70,6 +87,3 @@ class Trace:
         ]
         content = {"traceEvents": [*names, *sorted(self._spans, key=lambda span: span["ts"])], "displayTimeUnit": "ms"}
         Path(path).write_text(json.dumps(content), encoding="utf-8")
-
-
-UNTRACED = Trace(enabled=False)

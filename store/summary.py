@@ -35,16 +35,32 @@ def describe(store: Contents) -> dict[str, Any]:
 
 
 def rates(store: Contents) -> dict[str, float]:
-    """Rates of the longest run that wrote to this store: samples, tokens and bytes per second, where logged."""
+    """Rates of the longest run that wrote to this store, and what bounds them, where logged.
+
+    Returns
+    -------
+    dict
+        ``samples_per_s``, ``tokens_per_s`` and ``bytes_per_s``; of a run of one process, ``write_bytes_per_s`` while
+        something was written, and on a CPU ``forward_tokens_per_s`` while the model ran (a GPU runs on its own, and its
+        passes are not timed).
+    """
     runs = []
     for name in store.location.list("log"):
         try:
             run = json.loads(store.location.read(f"log/{name}"))
-            runs.append({key: float(run[key]) for key in ("seconds", "samples", "tokens", "nbytes")})
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            stages = {} if "gpu" in run else {"forward": float(run.get("stages", {}).get("forward", 0))}
+            stages["write"] = float(run.get("stages", {}).get("write", 0))
+            runs.append({key: float(run[key]) for key in ("seconds", "samples", "tokens", "nbytes")} | stages)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     longest = max((run for run in runs if run["seconds"] > 0), key=lambda run: run["samples"], default=None)
     if longest is None:
         return {}
     counts = {"samples_per_s": "samples", "tokens_per_s": "tokens", "bytes_per_s": "nbytes"}
-    return {rate: longest[count] / longest["seconds"] for rate, count in counts.items()}
+    found = {rate: longest[count] / longest["seconds"] for rate, count in counts.items()}
+    limits = (("forward", "tokens"), ("write", "nbytes"))
+    return found | {
+        f"{stage}_{'tokens' if count == 'tokens' else 'bytes'}_per_s": longest[count] / longest[stage]
+        for stage, count in limits
+        if longest.get(stage, 0) > 0
+    }

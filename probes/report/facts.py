@@ -91,16 +91,28 @@ def baseline_table(results: Results) -> Table:
 
 
 def throughput(results: Results) -> list[tuple[str, str]]:
-    """Rates of the extraction of every run that knows them."""
+    """Rates of the extraction of every run that knows them, each with what bounds it where that was measured."""
     units = {"samples_per_s": (1.0, "samples/s"), "tokens_per_s": (1.0, "tokens/s"), "bytes_per_s": (1e6, "MB/s")}
+    limits = {
+        "tokens_per_s": ("forward_tokens_per_s", "the forward passes alone"),
+        "bytes_per_s": ("write_bytes_per_s", "the disk while it was written to"),
+    }
     lines = []
     for run in results.runs:
         speed = run.get("throughput") or {}
-        rates = [(speed[key] / unit, name) for key, (unit, name) in units.items() if key in speed]
-        text = ", ".join(f"{rate:,.0f} {name}" if rate >= 10 else f"{rate:.2f} {name}" for rate, name in rates)
+        told = []
+        for key, (unit, name) in units.items():
+            limit, what = limits.get(key, ("", ""))
+            bound = f" ({what}: {_rate(speed[limit] / unit)})" if limit in speed else ""
+            told += [f"{_rate(speed[key] / unit)} {name}{bound}"] if key in speed else []
+        text = ", ".join(told)
         if text:
             lines.append((str(run.get("store", run.get("model", ""))), text))
     return list(dict.fromkeys(lines))
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def weights(results: Results, model: str) -> str:

@@ -144,7 +144,11 @@ def test_a_run_is_reported_as_it_goes_and_logged(llama: Path, tmp_path: Path) ->
     assert last["bytes"] == store.info()["bytes"] > 0
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "run.zarr" / "log").glob("2*.json"))
     assert (record["samples"], record["tokens"], record["nbytes"]) == (10, last["tokens"], last["bytes"])
-    assert store.throughput()["samples_per_s"] > 0
+    found, stages = store.throughput(), record["stages"]
+    assert found["tokens_per_s"] == record["tokens"] / record["seconds"]
+    assert found["forward_tokens_per_s"] == record["tokens"] / stages["forward"] > found["tokens_per_s"]
+    assert found["write_bytes_per_s"] == record["nbytes"] / stages["write"] > found["bytes_per_s"]
+    assert {"prepare", "collate", "forward", "copy out", "place", "write"} <= stages.keys()
 
 
 def test_the_store_says_where_it_came_from(llama: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sonde.engine.keeper import Keeper
 from sonde.engine.pipeline import Finished
 from sonde.engine.recorder import States
 from sonde.engine.tokens import Layout
-from sonde.engine.trace import UNTRACED
+from sonde.engine.trace import Trace
 from sonde.store import Schema, Store, as_float32
 
 CAPTURE = Capture.plan(("resid_post",), ("last", "all"), "all", 2)
@@ -55,7 +55,7 @@ def copy_out() -> CopyOut:
 
 def test_batches_of_any_order_fill_their_range(store: Store) -> None:
     ring = copy_out()
-    with Keeper(store.writer(), CAPTURE, store.ranges[-1], UNTRACED) as keeper:
+    with Keeper(store.writer(), CAPTURE, store.ranges[-1], Trace(enabled=False)) as keeper:
         for range_ in store.ranges:
             for row in (range_.stop - 1, range_.start):
                 keeper.keep(ring.send(states_of(row)), batch_of(row), range_)
@@ -76,7 +76,7 @@ def test_a_range_behind_a_batch_that_could_not_be_placed_is_not_committed(store:
 
     def run() -> None:
         ring = copy_out()
-        with Keeper(store.writer(), CAPTURE, third, UNTRACED) as keeper:
+        with Keeper(store.writer(), CAPTURE, third, Trace(enabled=False)) as keeper:
             keeper.keep(ring.send(states_of(0, 1)), batch_of(0, 1), first)
             keeper.finish(Finished(first, {}))
             keeper.keep(ring.send(states_of(2, 3, hidden=HIDDEN + 1)), batch_of(2, 3), second)
@@ -92,7 +92,7 @@ def test_a_range_behind_a_batch_that_could_not_be_placed_is_not_committed(store:
 def test_a_range_that_was_full_when_an_error_came_is_committed(store: Store) -> None:
     def run() -> None:
         ring = copy_out()
-        with Keeper(store.writer(), CAPTURE, store.ranges[-1], UNTRACED) as keeper:
+        with Keeper(store.writer(), CAPTURE, store.ranges[-1], Trace(enabled=False)) as keeper:
             keeper.keep(ring.send(states_of(1, 0)), batch_of(1, 0), store.ranges[0])
             keeper.finish(Finished(store.ranges[0], {}))
             raise KeyError("of the producer")

@@ -23,6 +23,11 @@ from sonde.probes.tables import COLUMNS
 N_LAYERS = 5
 EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)>&\u2028$\\frac$'
 
+THROUGHPUT = {
+    **{"samples_per_s": 12.5, "tokens_per_s": 900.0, "forward_tokens_per_s": 1000.0},
+    **{"bytes_per_s": 2e6, "write_bytes_per_s": 5e7},
+}
+
 
 def synthetic(*, store: str = "runs/a.zarr", weights: str = "pretrained", suffix: str = "", seed: int = 0) -> Results:
     """One binary and one multilabel set of labels, two kinds of tokens, one target without positives."""
@@ -57,7 +62,7 @@ def synthetic(*, store: str = "runs/a.zarr", weights: str = "pretrained", suffix
     frame = pd.DataFrame(lines).assign(**constant)[list(COLUMNS)]
     provenance = {"model": "tiny" + suffix, "store": store + suffix, "weights": weights, "n_layers": N_LAYERS}
     primary = {"entailment" + suffix: "accuracy", "recognition" + suffix: "average_precision"}
-    return Results(frame, provenance=provenance | {"primary": primary, "throughput": {"samples_per_s": 12.5}})
+    return Results(frame, provenance=provenance | {"primary": primary, "throughput": THROUGHPUT})
 
 
 class Page(HTMLParser):
@@ -167,7 +172,8 @@ def test_the_page_says_each_claim_with_its_figures(plain: Page) -> None:
     assert f"{top['layer']}: {top['value']:.3f}" in plain.words
     assert "average precision (mean over 3 targets) of ridge on resid_post" in plain.words
     assert "0.250" in plain.words
-    assert "12 samples/s" in plain.words
+    assert "12 samples/s, 900 tokens/s (the forward passes alone: 1,000), 2.00 MB/s" in plain.words
+    assert "2.00 MB/s (the disk while it was written to: 50)" in plain.words
     assert '"n_layers": 5' in plain.text
     assert "random" not in plain.words.lower()
 
