@@ -109,11 +109,13 @@ def _rules(baselines: pd.DataFrame) -> list[Any]:
 
     base = _base("baselines")
     tooltip = [alt.Tooltip("what:N", title="baseline"), alt.Tooltip("store:N"), *score_tooltip()]
-    text = base.mark_text(align="right", dx=-4, dy=-7, fontSize=11)
-    rules = [
-        base.mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.5).encode(y="value:Q", tooltip=tooltip),
-        text.encode(x=alt.value("width"), y="value:Q", text="what:N"),
-    ]
+    rules = [base.mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.5).encode(y="value:Q", tooltip=tooltip)]
+    # At either end, as they may lie on each other.
+    ends: tuple[tuple[str, Any, Any], ...] = ((MAJORITY, "right", "width"), (TEXT, "left", 0))
+    for kind, align, x in ends:
+        named = base.transform_filter(alt.datum.what == _BASELINE_NAMES[kind])
+        text = named.mark_text(align=align, dx=4 if align == "left" else -4, dy=-7, fontSize=11)
+        rules.append(text.encode(x=alt.value(x), y="value:Q", text="what:N"))
     band = base.mark_rect(color=GREY, opacity=0.08).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     return [band, *rules] if (baselines["high"] > baselines["low"]).any() else rules
 
