@@ -89,18 +89,24 @@ def encode(folder: Path, sample: Sample, prompt_format: Any = "auto") -> Encoded
     return Encoder(model, Capture.plan(("embed",), ("last",), "all", model.n_layers), prompt_format)(0, sample)
 
 
+Asked = tuple[list[int], list[bool]]
+
+
+def asked(encoded: Encoded) -> Asked:
+    """Token ids, and which of them stand for images."""
+    return encoded.sequence["input_ids"][0].tolist(), encoded.image.tolist()
+
+
 @pytest.fixture
-def expect(reference: Tiktoken, base: Path) -> Callable[[Encoded, str], None]:
-    """Holds the ids against those of a text in which each image is written out as `IMAGE`."""
+def written(reference: Tiktoken, base: Path) -> Callable[[str], Asked]:
+    """Gives the same of a text in which each image is written out as `IMAGE`, by tiktoken."""
     n = json.loads((base / "config.json").read_text())["visual"]["n_queries"]
 
-    def check(encoded: Encoded, text: str) -> None:
-        written = text.replace("IMAGE", "<img>" + "<imgpad>" * n + "</img>")
-        ids = encoded.sequence["input_ids"][0]
-        assert ids.tolist() == reference(written)
-        assert encoded.image.equal(ids == reference.special["<imgpad>"])
+    def ids_of(text: str) -> Asked:
+        ids = reference(text.replace("IMAGE", "<img>" + "<imgpad>" * n + "</img>"))
+        return ids, [number == reference.special["<imgpad>"] for number in ids]
 
-    return check
+    return ids_of
 
 
 @pytest.fixture(scope="module")
@@ -137,25 +143,27 @@ def test_special_tokens_go_on_from_the_last_rank(tokenizer: Any, reference: Tikt
 
 
 def test_the_base_model_is_asked_as_in_its_evaluation(
-    base: Path, pictures: list[Path], expect: Callable[[Encoded, str], None]
+    base: Path, pictures: list[Path], written: Callable[[str], Asked]
 ) -> None:
     one, two = tuple(pictures[:1]), tuple(pictures[:2])
-    expect(encode(base, Sample("a", prompt="what is there?", images=one)), "IMAGEwhat is there? Answer:")
-    expect(encode(base, Sample("a", prompt="left or right:", images=two)), "IMAGEIMAGEleft or right:")
-    expect(encode(base, Sample("a", prompt="the red star")), "the red star Answer:")
+    assert asked(encode(base, Sample("a", prompt="what is there?", images=one))) == written(
+        "IMAGEwhat is there? Answer:"
+    )
+    assert asked(encode(base, Sample("a", prompt="left or right:", images=two))) == written("IMAGEIMAGEleft or right:")
+    assert asked(encode(base, Sample("a", prompt="the red star"))) == written("the red star Answer:")
     parts = [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": " and "}, {"type": "image"}]
     messages = ({"role": "user", "content": parts},)
-    expect(encode(base, Sample("a", messages=messages, images=two)), "a IMAGE and IMAGE Answer:")
+    assert asked(encode(base, Sample("a", messages=messages, images=two))) == written("a IMAGE and IMAGE Answer:")
 
 
 def test_the_chat_model_is_asked_in_chatml_with_numbered_pictures(
-    chat: Path, pictures: list[Path], expect: Callable[[Encoded, str], None]
+    chat: Path, pictures: list[Path], written: Callable[[str], Asked]
 ) -> None:
     begin = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
     answer = "<|im_end|>\n<|im_start|>assistant\n"
-    asked = encode(chat, Sample("a", prompt="what is there?", images=tuple(pictures[:2])))
-    expect(asked, f"{begin}Picture 1: IMAGE\nPicture 2: IMAGE\nwhat is there?{answer}")
-    expect(encode(chat, Sample("a", prompt="the red star")), f"{begin}the red star{answer}")
+    encoded = encode(chat, Sample("a", prompt="what is there?", images=tuple(pictures[:2])))
+    assert asked(encoded) == written(f"{begin}Picture 1: IMAGE\nPicture 2: IMAGE\nwhat is there?{answer}")
+    assert asked(encode(chat, Sample("a", prompt="the red star"))) == written(f"{begin}the red star{answer}")
     picture = {"type": "image"}
     messages = (
         {"role": "system", "content": "be brief"},
@@ -163,10 +171,9 @@ def test_the_chat_model_is_asked_in_chatml_with_numbered_pictures(
         {"role": "assistant", "content": "a star"},
         {"role": "user", "content": [picture, {"type": "text", "text": "and this?"}]},
     )
-    expect(
-        encode(chat, Sample("a", messages=messages, images=tuple(pictures[:2]))),
+    assert asked(encode(chat, Sample("a", messages=messages, images=tuple(pictures[:2])))) == written(
         f"<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nPicture 1: IMAGE\nwhat?{answer}a star<|im_end|>\n"
-        f"<|im_start|>user\nPicture 2: IMAGE\nand this?{answer}",
+        f"<|im_start|>user\nPicture 2: IMAGE\nand this?{answer}"
     )
 
 
@@ -190,10 +197,10 @@ def test_a_folder_that_does_not_say_chatml_is_the_base_models(
     ],
 )
 def test_images_of_a_raw_prompt_stand_where_it_says(
-    prompt: str, text: str, base: Path, pictures: list[Path], expect: Callable[[Encoded, str], None]
+    prompt: str, text: str, base: Path, pictures: list[Path], written: Callable[[str], Asked]
 ) -> None:
     encoded = encode(base, Sample("a", prompt=prompt, images=tuple(pictures[:2])), "raw")
-    expect(encoded, text)
+    assert asked(encoded) == written(text)
     model = load(base).module
     assert model.image_places(encoded.sequence["input_ids"])[0].equal(encoded.image)
 

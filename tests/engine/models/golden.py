@@ -64,13 +64,16 @@ class Golden:
             if prefix + name in self.expected:
                 self.compare(prefix + name, got, valid, rows)
 
-    def ensure_whole(self, *prefixes: str) -> None:
-        """Fail for tensors that are expected under these prefixes and nobody looked at."""
-        left = [name for name in self.expected if name.startswith(prefixes) and name not in self._seen]
-        assert prefixes
-        assert not left, left
+    def holds(self, *prefixes: str) -> bool:
+        """Whether there are tensors expected under each of these prefixes, all of which were compared."""
+        for prefix in prefixes:
+            expected = [name for name in self.expected if name.startswith(prefix)]
+            left = [name for name in expected if name not in self._seen]
+            assert expected, prefix
+            assert not left, left
         for group, worst in sorted(self._worst.items()):
             print(f"{worst:.1e}  {group}")
+        return bool(prefixes)
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def test_golden_images_together_and_one_by_one(golden: Golden) -> None:
                         golden.compare(f"{case}.{variant}.visual_tokens.{row}", got)
                     else:
                         golden.compare(f"{case}.{variant}.{name}", got, rows=rows)
-            golden.ensure_whole(*(f"{case}.{variant}.{name}" for name in OF_IMAGES))
-        golden.ensure_whole(f"{case}.eva", f"{case}.merger", f"{case}.predictor", f"{case}.encoder")
+            assert golden.holds(*(f"{case}.{variant}.{name}" for name in OF_IMAGES))
+        assert golden.holds(f"{case}.eva", f"{case}.merger", f"{case}.predictor", f"{case}.encoder")
 
 
 def joined(
@@ -180,7 +180,7 @@ def test_golden_language_model_in_every_layout(golden: Golden) -> None:
             golden.compare(f"{name}.inputs_embeds", heard.pop("inputs_embeds"))
             for inner, got in heard.items():
                 golden.compare(f"{name}.{inner}", got, mask.bool())
-            golden.ensure_whole(f"{name}.")
+            assert golden.holds(f"{name}.")
 
 
 def test_golden_language_model_row_by_row_without_padding(golden: Golden) -> None:

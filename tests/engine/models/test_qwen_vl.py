@@ -73,7 +73,7 @@ def test_golden_batches(golden: Golden, model: Any) -> None:
         of_text = {name: x for name, x in heard.items() if x.shape[:2] == valid.shape and not name.startswith("vision")}
         golden.compare_all(f"{case}.", {name: x for name, x in heard.items() if name not in of_text})
         golden.compare_all(f"{case}.", of_text, valid)
-        golden.ensure_whole(f"{case}.")
+        assert golden.holds(f"{case}.")
 
 
 def test_golden_rows_one_by_one(golden: Golden, model: Any) -> None:
@@ -91,7 +91,7 @@ def test_golden_rows_one_by_one(golden: Golden, model: Any) -> None:
                 if f"{case}.{name}" in golden.expected:
                     rows = (mine,) if of_image else (slice(row, row + 1), valid)
                     golden.compare(f"{case}.{name}", got, rows=rows)
-        golden.ensure_whole(f"{case}.")
+        assert golden.holds(f"{case}.")
 
 
 def towers(golden: Golden) -> list[str]:
@@ -114,7 +114,7 @@ def test_golden_vision_alone(golden: Golden) -> None:
         with torch.inference_mode(), listening(places) as heard:
             tower(golden.inputs[f"{case}.pixel_values"])
         golden.compare_all(f"{case}.", heard)
-        golden.ensure_whole(f"{case}.")
+        assert golden.holds(f"{case}.")
 
 
 def test_golden_pixels(golden: Golden) -> None:
@@ -122,7 +122,7 @@ def test_golden_pixels(golden: Golden) -> None:
         want = golden.expected[f"{case}.pixel_values"]
         image = Image.fromarray(golden.inputs[f"{case}.image_uint8"].numpy())
         golden.compare(f"{case}.pixel_values", SquareImages(want.shape[-1])([image])["pixel_values"][0])
-        golden.ensure_whole(f"{case}.")
+        assert golden.holds(f"{case}.")
 
 
 def test_golden_images_stand_where_they_are_said_to(golden: Golden, model: Any) -> None:
