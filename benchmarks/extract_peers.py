@@ -29,6 +29,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .peer_process import answering, serve
+
 
 class Peer(ABC):
     """One way of keeping the last token of all layers.
@@ -261,13 +263,7 @@ def load_base(folder: str, dtype: str) -> Any:
 
 def main(name: str, job: Mapping[str, Any]) -> None:
     """Load a peer, then do what is said on stdin; every line is answered by a line of JSON."""
-    # Libraries print to stdout what they please.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(content: object) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
+    answer = answering()
     kind = PEERS[name]
     if importlib.util.find_spec(kind.module) is None:
         answer({"absent": "not installed"})
@@ -282,18 +278,7 @@ def main(name: str, job: Mapping[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     peer = kind(job)
     answer({"versions": {name: importlib.metadata.version(name) for name in (kind.package, "torch", "transformers")}})
-    for line in sys.stdin:
-        match line.strip():
-            case "prepare":
-                peer.prepare()
-                answer("prepared")
-            case "run":
-                peer.run()
-                answer("ran")
-            case "values":
-                path = peer.folder / "values.npy"
-                np.save(path, peer.values())
-                answer(str(path))
+    serve(peer, answer)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A peer in a process and an interpreter of its own, told when to run."""
+"""A peer in a process and an interpreter of its own, told when to run; both ends of what is said."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,47 @@ from numpy.typing import NDArray
 _ROOT = Path(__file__).parents[1]
 # No peer is to look for what it is given, or to report home.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+
+class Told(Protocol):
+    """What the process of a peer does when it is told to."""
+
+    folder: Path
+
+    def prepare(self) -> None:
+        """Make ready for the next run."""
+        ...
+
+    def run(self) -> None:
+        """Run, until what it keeps is on the disk."""
+        ...
+
+    def values(self) -> NDArray[np.float32]:
+        """What the last run wrote."""
+        ...
+
+
+def answering() -> Callable[[object], None]:
+    """Give what says a line of JSON to whoever asked; what libraries print goes to stderr from now on."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lambda content: print(json.dumps(content), file=answers, flush=True)
+
+
+def serve(peer: Told, answer: Callable[[object], None]) -> None:
+    """Do as the lines of stdin say, in the process of a peer."""
+    for line in sys.stdin:
+        match line.strip():
+            case "prepare":
+                peer.prepare()
+                answer("prepared")
+            case "run":
+                peer.run()
+                answer("ran")
+            case "values":
+                path = peer.folder / "values.npy"
+                np.save(path, peer.values())
+                answer(str(path))
 
 
 class PeerProcess:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .peer_process import answering, serve
+
 SONDE, PLAIN, EXAMPLE, TRANSFORMERS = "sonde, vLLM", "vLLM alone", "vLLM's connector", "sonde, transformers"
 
 
@@ -159,13 +161,9 @@ def why_absent(name: str) -> str:
     return ""
 
 
-def answer(value: Any) -> None:
-    """Say a line of JSON to whoever asked; libraries print to what was stdout."""
-    print(json.dumps(value), file=_answers, flush=True)
-
-
 def main(name: str, job: Mapping[str, Any]) -> None:
     """Load, and do as stdin says."""
+    answer = answering()
     absent = why_absent(name)
     if absent:
         answer({"absent": absent})
@@ -173,18 +171,7 @@ def main(name: str, job: Mapping[str, Any]) -> None:
     peer = KINDS[name](job)
     packages = ("torch", "transformers", *(("vllm",) if name != TRANSFORMERS else ()))
     answer({"versions": {package: _version(package) for package in packages}})
-    for line in sys.stdin:
-        match line.strip():
-            case "prepare":
-                peer.prepare()
-                answer("prepared")
-            case "run":
-                peer.run()
-                answer("ran")
-            case "values":
-                path = peer.folder / "values.npy"
-                np.save(path, peer.values())
-                answer(str(path))
+    serve(peer, answer)
 
 
 def _version(package: str) -> str:
@@ -196,6 +183,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    _answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))

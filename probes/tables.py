@@ -12,6 +12,9 @@ import pandas as pd
 
 from sonde.errors import InputError, StoreError
 
+CURVE = ("model", "store", "labels", "solver", "site", "tokens")
+"""The columns that tell one layer curve from another."""
+
 COLUMNS: Mapping[str, str] = {
     "model": "str",
     "store": "str",
@@ -39,12 +42,7 @@ split (``cv`` or ``test``). ``target`` "all" is the mean over targets, or the wh
 "majority" and "text" are baselines, with layer -1; ``n_positive`` is -1 where it means nothing."""
 
 COMPARISON_COLUMNS: Mapping[str, str] = {
-    "model": "str",
-    "store": "str",
-    "labels": "str",
-    "solver": "str",
-    "site": "str",
-    "tokens": "str",
+    **dict.fromkeys(CURVE, "str"),
     "metric": "str",
     "best_layer": "int64",
     "other_layer": "int64",
@@ -75,12 +73,7 @@ DRAW_COLUMNS: Mapping[str, str] = {
 the draws of all layers are of the same rows."""
 
 CONTROL_COLUMNS: Mapping[str, str] = {
-    "model": "str",
-    "store": "str",
-    "labels": "str",
-    "solver": "str",
-    "site": "str",
-    "tokens": "str",
+    **dict.fromkeys(CURVE, "str"),
     "layer": "int64",
     "control": "str",
     "metric": "str",
@@ -99,12 +92,7 @@ compression), ``v-information`` (bits per row), ``transfer``, from the variant `
 ``tested_on``, or ``transfer loss``, what is lost on average on the variants that were not trained on."""
 
 PENALTY_COLUMNS: Mapping[str, str] = {
-    "model": "str",
-    "store": "str",
-    "labels": "str",
-    "solver": "str",
-    "site": "str",
-    "tokens": "str",
+    **dict.fromkeys(CURVE, "str"),
     "layer": "int64",
     "alpha": "float64",
     "error": "float64",
@@ -114,12 +102,7 @@ PENALTY_COLUMNS: Mapping[str, str] = {
 nats of logistic probes), the mean over targets, and how many targets chose the penalty."""
 
 RELIABILITY_COLUMNS: Mapping[str, str] = {
-    "model": "str",
-    "store": "str",
-    "labels": "str",
-    "solver": "str",
-    "site": "str",
-    "tokens": "str",
+    **dict.fromkeys(CURVE, "str"),
     "layer": "int64",
     "calibrated": "bool",
     "bin": "int64",
@@ -129,9 +112,6 @@ RELIABILITY_COLUMNS: Mapping[str, str] = {
 }
 """Columns of the reliability of probabilities on the test rows, as they are and calibrated, all targets together: see
 `sonde.probes.reliability`."""
-
-CURVE = ("model", "store", "labels", "solver", "site", "tokens")
-"""The columns that tell one layer curve from another."""
 
 _METADATA_KEY = b"sonde"
 # Comparisons were once of the best layer with the top layer alone, and without p-values.
