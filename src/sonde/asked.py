@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def asked(store: str, ids: Sequence[str]) -> Mapping[str, Question]:
-    """Look up prompts and first images of samples; nothing is fetched from the web.
+    """Look up prompts and first images of samples; images at URLs are not fetched.
 
     Parameters
     ----------
