@@ -7,7 +7,7 @@ from .codelength import Codelength, online_codelength
 from .control import ControlTask, control_task
 from .discriminant import LdaFit, LinearFit, lda, mean_difference
 from .dual import statistics_for
-from .eigenbasis import Eigenbasis, eigenbases
+from .eigenbasis import Basis, Eigenbasis, eigenbases
 from .erasure import Eraser, leace
 from .fit import ALPHAS, Fit, fit_layer
 from .information import v_information
@@ -24,6 +24,7 @@ from .run import probe
 from .splits import Split, split_groups
 from .statistics import FoldStatistics, Moments, accumulate, with_targets
 from .transfer import Transfer, transfer
+from .tridiagonal import TridiagonalBasis, ridge_bases
 
 if TYPE_CHECKING:
     from .estimators import LogisticProbe, MeanDifferenceProbe, RidgeProbe
@@ -34,6 +35,7 @@ _ESTIMATORS = ("LogisticProbe", "MeanDifferenceProbe", "RidgeProbe")
 __all__ = [
     "ALPHAS",
     "ArrayRows",
+    "Basis",
     "Codelength",
     "ControlTask",
     "Difference",
@@ -58,6 +60,7 @@ __all__ = [
     "Rows",
     "Split",
     "Transfer",
+    "TridiagonalBasis",
     "UnconvergedWarning",
     "accumulate",
     "control_task",
@@ -73,6 +76,7 @@ __all__ = [
     "p_value",
     "permutation_null",
     "probe",
+    "ridge_bases",
     "ridge_cv",
     "ridge_gcv",
     "ridge_loo",

@@ -16,24 +16,26 @@ from sonde.errors import StoreError
 from sonde.store import Layer, Statistics
 
 from .backend import Backend, to_numpy
-from .eigenbasis import Eigenbasis
+from .eigenbasis import Basis, Eigenbasis
 from .moments import FoldStatistics
+from .tridiagonal import TridiagonalBasis
 
-VERSION = 1
-"""Of the numbers that are kept: to be raised with every change of what `accumulate` or `eigenbases` compute."""
+VERSION = 2
+"""Of the numbers that are kept: to be raised with every change of what `accumulate`, `ridge_bases` or `logistic_bases` compute."""
 
 _SMALL = 10**8
 """Bytes of a layer's statistics that are kept however small the layer itself is."""
 
 _OF_STATISTICS = ("n", "weight", "shift_x", "sum_x")
-_OF_BASES = ("values", "scale", "live", "mean_x")
+_OF_BASES = ("scale", "live", "mean_x")
+_OF_KIND: dict[type[Basis], tuple[str, ...]] = {Eigenbasis: ("values",), TridiagonalBasis: ("diagonal", "below")}
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelFree:
-    """The sums of a layer's folds without Gram matrices and targets, and the eigenbases that stand for the matrices.
+    """The sums of a layer's folds without Gram matrices and targets, and the bases that stand for the matrices.
 
     Attributes
     ----------
@@ -44,7 +46,7 @@ class LabelFree:
     """
 
     stats: FoldStatistics
-    bases: tuple[Eigenbasis, ...]
+    bases: tuple[Basis, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class LayerCache:
 
 def _to_arrays(found: LabelFree) -> dict[str, np.ndarray[Any, Any]]:
     arrays = {name: to_numpy(getattr(found.stats, name)) for name in _OF_STATISTICS}
-    for name in _OF_BASES:
+    for name in _OF_BASES + _OF_KIND[type(found.bases[0])]:
         arrays[name] = np.stack([to_numpy(getattr(basis, name)) for basis in found.bases])
     # Training parts may share the vectors of the whole.
     distinct = {id(basis.vectors): basis.vectors for basis in found.bases}
@@ -143,10 +145,11 @@ def _from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -
         square_y=backend.zeros(n_folds, 0),
         dtype=getattr(xp, arrays["dtype"].dtype.name),
     )
-    moved = {name: backend.asarray(arrays[name]) for name in _OF_BASES}
+    make, of_kind = next((kind, names) for kind, names in _OF_KIND.items() if names[0] in arrays)
+    moved = {name: backend.asarray(arrays[name]) for name in _OF_BASES + of_kind}
     vectors = [backend.asarray(x) for x in arrays["vectors"]]
     bases = tuple(
-        Eigenbasis(
+        make(
             vectors=vectors[arrays["vectors_of"][part]],
             weight=float(arrays["part_weight"][part]),
             **{name: x[part, ...] for name, x in moved.items()},

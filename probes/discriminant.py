@@ -8,7 +8,7 @@ of a class is :math:`s_{xy} = \sum_i w_i (x_i - \bar x)(y_i - p)` of its 0/1 col
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 from sonde.errors import InputError
 
 from .backend import Array, to_numpy
-from .eigenbasis import Eigenbasis, eigenbases
+from .eigenbasis import Basis
 from .moments import FoldStatistics, Moments
 from .ridge import check_folds, ridge_cv, to_dtype
+from .tridiagonal import ridge_bases
 
 _ROUNDING = 1e-9
 """Shares of the weight that differ by no more are equal: float64 sums of up to a billion rows are this exact."""
@@ -97,7 +98,7 @@ def mean_difference(stats: FoldStatistics, *, per_target: bool = True) -> Linear
         If targets are not such, a training part lacks a class, or there are fewer than two folds, or an empty one.
     """
     _check_classes(stats, per_target)
-    return LinearFit(*_gather([nearest_mean(part, per_target) for part in _parts(stats)]))
+    return LinearFit(*_gather([nearest_mean(part, per_target) for part in stats.parts()]))
 
 
 def lda(
@@ -106,7 +107,7 @@ def lda(
     *,
     per_target: bool = True,
     standardize: bool = True,
-    bases: Sequence[Eigenbasis] | None = None,
+    bases: Sequence[Basis] | None = None,
 ) -> LdaFit:
     r"""Fit regularised linear discriminants as logits.
 
@@ -127,7 +128,7 @@ def lda(
     Since :math:`(S_w + \alpha D^2)^{-1} N = (S_{xx} + \alpha D^2)^{-1} N (I - K)^{-1}` with
     :math:`K = N^\top (S_{xx} + \alpha D^2)^{-1} N`, by Woodbury, the discriminants of ridge regression and those of
     LDA are the same directions (ibid., exercise 4.2; Hastie, Buja & Tibshirani 1995, "Penalized discriminant
-    analysis", for more classes). So α is that of `ridge_cv`, whose eigenbases serve here too.
+    analysis", for more classes). So α is that of `ridge_cv`, whose bases serve here too.
 
     Parameters
     ----------
@@ -139,8 +140,8 @@ def lda(
         Whether each target is a question of its own, with its own α; else targets are the one-hot classes of one.
     standardize : bool
         Whether the penalty applies to standardised columns; ignored if `bases` is given.
-    bases : sequence of F + 1 Eigenbasis, optional
-        What `sonde.probes.ridge.eigenbases` gives, if it is known.
+    bases : sequence of F + 1 Basis, optional
+        What `ridge_bases` or `eigenbases` gives, if it is known.
 
     Returns
     -------
@@ -153,10 +154,10 @@ def lda(
         folds, or an empty one.
     """
     _check_classes(stats, per_target)
-    bases = bases or eigenbases(stats, standardize=standardize)
+    bases = bases or ridge_bases(stats, standardize=standardize)
     ridge = ridge_cv(stats, alphas, per_target=per_target, bases=bases)
     probes = [
-        _discriminant(part, basis, ridge.alpha, per_target) for part, basis in zip(_parts(stats), bases, strict=True)
+        _discriminant(part, basis, ridge.alpha, per_target) for part, basis in zip(stats.parts(), bases, strict=True)
     ]
     return LdaFit(*_gather(probes), ridge.alphas, ridge.alpha, ridge.cv_error)
 
@@ -167,34 +168,33 @@ def nearest_mean(moments: Moments, per_target: bool) -> tuple[Array, Array]:
     difference = moments.sxy / _count(moments, per_target)
     squared = xp.sum(difference**2, axis=0)
     if not per_target:
-        return _round(difference, -squared / 2, moments)
-    return _round(difference / xp.where(squared > 0, squared, xp.ones_like(squared)), moments.mean_y, moments)
+        return _round(difference.T, -squared / 2, moments)
+    return _round((difference / xp.where(squared > 0, squared, xp.ones_like(squared))).T, moments.mean_y, moments)
 
 
 def _discriminant(
-    moments: Moments, basis: Eigenbasis, alpha: np.ndarray[Any, Any], per_target: bool
+    moments: Moments, basis: Basis, alpha: np.ndarray[Any, Any], per_target: bool
 ) -> tuple[Array, Array]:
     xp, device = array_api_compat.array_namespace(moments.sxy), array_api_compat.device(moments.sxy)
     share, root = moments.mean_y, xp.sqrt(_count(moments, per_target))
     ridge = xp.asarray(alpha, dtype=xp.float64, device=device)
-    values = basis.values[:, None] + ridge
-    between = xp.matmul(basis.vectors.T, moments.sxy / basis.scale[:, None]) / root  # QᵀD⁻¹N
+    between = basis.project(moments.sxy) / root[:, None]  # NᵀD⁻¹Q
     # Classes of one question are turned to the eigenvectors of K; the K of a separate target is a number.
     if per_target:
         turn = xp.eye(share.shape[0], dtype=xp.float64, device=device)
     else:
-        _, turn = xp.linalg.eigh(xp.matmul(between.T, between / values))
-    turned = xp.matmul(between, turn)
-    solved = turned / values
+        _, turn = xp.linalg.eigh(xp.matmul(between, basis.shrink(between, alpha[None, :])[0, ...].T))
+    turned = xp.matmul(turn.T, between)
+    solved = basis.shrink(turned, alpha[None, :])[0, ...]
     # What 1 - K is at least, as S_xx ≥ NNᵀ: all that rounding leaves of it where classes are separable.
-    least = xp.sum(ridge * solved**2, axis=0)
-    solved = solved / xp.maximum(1 - xp.sum(turned * solved, axis=0), least)
-    solved = moments.weight * xp.matmul(solved, turn.T) / root
-    distance = xp.sum(between * solved, axis=0) / root  # Mahalanobis', squared, of the means that a target compares
+    least = ridge * xp.sum(solved**2, axis=1)
+    solved = solved / xp.maximum(1 - xp.sum(turned * solved, axis=1), least)[:, None]
+    solved = moments.weight * xp.matmul(turn, solved) / root[:, None]
+    distance = xp.sum(between * solved, axis=1) / root  # Mahalanobis', squared, of the means that a target compares
     at_mean = xp.log(share) - distance / 2
     if per_target:  # less the same of the negatives
         at_mean += share * distance - xp.log(1 - share)
-    return _round(xp.matmul(basis.vectors, solved) / basis.scale[:, None], at_mean, moments)
+    return _round(basis.expand(solved), at_mean, moments)
 
 
 def _count(moments: Moments, per_target: bool) -> Array:
@@ -203,20 +203,13 @@ def _count(moments: Moments, per_target: bool) -> Array:
 
 
 def _round(weights: Array, at_mean: Array, moments: Moments) -> tuple[Array, Array]:
-    """Return probes of the moments' dtype from float64 weights [D, T] and scores [T] at the mean of x."""
+    """Return probes of the moments' dtype from float64 weights [T, D] and scores [T] at the mean of x."""
     xp = array_api_compat.array_namespace(weights)
-    return to_dtype(weights.T, at_mean - xp.matmul(moments.mean_x, weights), moments.mean_x, moments.dtype)
-
-
-def _parts(stats: FoldStatistics) -> Iterator[Moments]:
-    """Yield the moments without fold 0, …, without fold F-1, and of all rows, one at a time."""
-    for fold in range(stats.n_folds):
-        yield stats.without(fold)
-    yield stats.total()
+    return to_dtype(weights, at_mean - xp.matmul(weights, moments.mean_x), moments.mean_x, moments.dtype)
 
 
 def _gather(probes: list[tuple[Array, Array]]) -> tuple[Array, Array, Array, Array]:
-    """Return the fields of a `LinearFit` from the probes of `_parts`."""
+    """Return the fields of a `LinearFit` from the probes of all training parts."""
     xp = array_api_compat.array_namespace(*probes[0])
     weights, bias = (xp.stack(arrays) for arrays in zip(*probes, strict=True))
     return weights[-1, ...], bias[-1, ...], weights[:-1, ...], bias[:-1, ...]

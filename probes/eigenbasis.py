@@ -1,7 +1,8 @@
-"""Eigendecompositions of training parts: what probes of every penalty and target share, and no label changes."""
+"""Bases of training parts, in which their Gram matrices are simple: what probes of every penalty and target share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +14,13 @@ from .moments import FoldStatistics, Moments
 
 
 @dataclass(frozen=True, slots=True)
-class Eigenbasis:
-    r"""Eigendecomposition of the (standardised) Gram matrix of one training part.
+class Basis(ABC):
+    r"""Orthonormal basis of one training part, in which :math:`D^{-1} S_{xx} D^{-1} = Q T Q^\top` with T of few numbers.
 
     Attributes
     ----------
     vectors : float64 array of shape [D, r]
-        Q, eigenvectors as columns, of :math:`D^{-1} S_{xx} D^{-1} = Q \Lambda Q^\top`. r is D, or less for fewer rows
-        than columns; columns of zeros may fill it up.
-    values : float64 array of shape [r]
-        Λ ≥ 0.
+        Q, the basis as columns. r is D, or less for fewer rows than columns; columns of zeros may fill it up.
     scale : float64 array of shape [D]
         Diagonal of D: standard deviations, or ones.
     live : float64 array of shape [D]
@@ -34,30 +32,64 @@ class Eigenbasis:
     """
 
     vectors: Array
-    values: Array
     scale: Array
     live: Array
     mean_x: Array
     weight: float
 
     def project(self, columns: Array) -> Array:
-        """Return QᵀD⁻¹ of columns ([D, K]) without constant features, float64 of shape [r, K]."""
+        """Return QᵀD⁻¹ of columns ([D, K]) without constant features, as rows: float64 of shape [K, r]."""
         xp = array_api_compat.array_namespace(columns)
-        return xp.matmul(self.vectors.T, columns * (self.live / self.scale)[:, None])
+        return xp.matmul((columns * (self.live / self.scale)[:, None]).T, self.vectors)
 
     def expand(self, coordinates: Array) -> Array:
-        """Return raw-unit weights D⁻¹Q of coordinates ([r, K]), float64 of shape [D, K]."""
+        """Return raw-unit weights D⁻¹Q of coordinates ([…, r]), float64 of shape […, D]."""
         xp = array_api_compat.array_namespace(coordinates)
-        return xp.matmul(self.vectors, coordinates) * (self.live / self.scale)[:, None]
+        return xp.matmul(coordinates, self.vectors.T) * (self.live / self.scale)
+
+    @abstractmethod
+    def shrink(self, projected: Array, alphas: np.ndarray[Any, Any]) -> Array:
+        """Return the solutions (T+α)⁻¹p, float64 of shape [A, K, r], of projected columns ([K, r]).
+
+        α is a numpy array of shape [A, 1], or [A, K] for penalties of every column's own.
+        """
+
+    @abstractmethod
+    def root(self) -> Array:
+        """Return R of shape [D, r], float64, whose RRᵀ is the Gram matrix S_xx, in raw units."""
+
+    @property
+    @abstractmethod
+    def greatest(self) -> float:
+        """A number that no eigenvalue of T is greater than, and the greatest of them not much less than."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eigenbasis(Basis):
+    """The basis in which T is diagonal, Λ.
+
+    Attributes
+    ----------
+    values : float64 array of shape [r]
+        Λ ≥ 0.
+    """
+
+    values: Array
 
     def shrink(self, projected: Array, alphas: np.ndarray[Any, Any]) -> Array:
-        """Return the solutions (Λ+α)⁻¹p, float64 of shape [r, A·T], of projected sxy ([r, T]).
-
-        α is a numpy array of shape [A, 1], or [A, T] for penalties of every target's own.
-        """
+        """Return (Λ+α)⁻¹p, as `Basis.shrink`."""
         backend = Backend.of(projected)
-        penalty = self.values[:, None, None] + backend.asarray(alphas, backend.xp.float64)
-        return backend.xp.reshape(projected[:, None, :] / penalty, (projected.shape[0], -1))
+        return projected / (self.values + backend.asarray(alphas, backend.xp.float64)[:, :, None])
+
+    def root(self) -> Array:
+        """Return DQ√Λ, as `Basis.root`."""
+        xp = array_api_compat.array_namespace(self.values)
+        return (self.scale * self.live)[:, None] * self.vectors * xp.sqrt(self.values)
+
+    @property
+    def greatest(self) -> float:
+        """The greatest eigenvalue."""
+        return float(array_api_compat.array_namespace(self.values).max(self.values))
 
 
 def eigenbasis(moments: Moments, *, standardize: bool = True) -> Eigenbasis:
@@ -79,7 +111,7 @@ def eigenbasis(moments: Moments, *, standardize: bool = True) -> Eigenbasis:
     values, vectors = moments.decompose(scale)
     # Row-major, as they come back from a file: products of another layout may differ in their last bits.
     vectors = xp.reshape(xp.reshape(vectors, (-1,)), vectors.shape)
-    return Eigenbasis(vectors, values, scale, moments.live, moments.mean_x, moments.weight)
+    return Eigenbasis(vectors, scale, moments.live, moments.mean_x, moments.weight, values)
 
 
 def eigenbases(stats: FoldStatistics, *, standardize: bool = True) -> tuple[Eigenbasis, ...]:
@@ -88,8 +120,7 @@ def eigenbases(stats: FoldStatistics, *, standardize: bool = True) -> tuple[Eige
     The result depends on the activations and folds alone, not on targets, and serves `ridge_cv` and `logistic_cv`.
     All have the same r.
     """
-    parts = [stats.without(fold) for fold in range(stats.n_folds)] + [stats.total()]
-    bases = [eigenbasis(part, standardize=standardize) for part in parts]
+    bases = [eigenbasis(part, standardize=standardize) for part in stats.parts()]
     rank = max(int(basis.values.shape[0]) for basis in bases)
     return tuple(_filled(basis, rank) for basis in bases)
 

@@ -16,7 +16,6 @@ from .cache import LabelFree, LayerCache
 from .class_weights import ClassWeight
 from .discriminant import LdaFit, LinearFit, lda, mean_difference
 from .dual import statistics_for
-from .eigenbasis import eigenbases
 from .logistic import LogisticFit, logistic_bases, logistic_cv
 from .objective import Kind as LogisticKind
 from .problem import Problem
@@ -24,6 +23,7 @@ from .ridge import RidgeFit, ridge_cv
 from .rows import HeldRows, Rows, used_chunks
 from .score import score_rows
 from .statistics import accumulate, with_targets
+from .tridiagonal import ridge_bases
 
 Solver = Literal["ridge", "logistic", "mass-mean", "lda"]
 Library = Literal["sonde", "sklearn", "cuml"]
@@ -93,8 +93,8 @@ def ensure_solvable(
 def label_free(
     rows: Rows, problem: Problem, solver: Solver, device: str | None = None, cache: LayerCache | None = None
 ) -> LabelFree:
-    """Compute, or take from the cache of these rows, what no label changes: sums of the folds and eigenbases."""
-    make = logistic_bases if solver == "logistic" else eigenbases
+    """Compute, or take from the cache of these rows, what no label changes: sums of the folds and bases."""
+    make = logistic_bases if solver == "logistic" else ridge_bases
     ensure_device(device)
     folds, n_folds = problem.split.folds, problem.split.n_folds
 

@@ -90,7 +90,7 @@ def ridge_loo(
     standardize : bool
         Whether the penalty applies to standardised columns; ignored if `basis` is given.
     basis : Eigenbasis, optional
-        Of all folds (the last that `sonde.probes.ridge.eigenbases` gives), if it is known.
+        Of all folds (the last that `sonde.probes.eigenbases` gives), if it is known.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def ridge_loo(
     basis = basis or eigenbasis(total, standardize=standardize)
     backend = Backend.of(total.mean_x)
     xp, n_alphas, n_targets = backend.xp, checked.size, target.shape[1]
-    coordinates = basis.shrink(basis.project(total.sxy), checked[:, None])
+    coordinates = xp.reshape(basis.shrink(basis.project(total.sxy), checked[:, None]), (n_alphas * n_targets, -1)).T
     inverse = 1 / (basis.values[:, None] + backend.asarray(checked, xp.float64))
     squared = backend.zeros(n_alphas, n_targets)
     block = max(1, _BLOCK_ELEMENTS // (n_alphas * n_targets))
@@ -126,7 +126,7 @@ def ridge_loo(
             at = positions[start : start + block]
             x = backend.asarray(chunk[start : start + block, :], xp.float64) - basis.mean_x
             s = backend.asarray(np.ones(at.size) if weight is None else weight[at], xp.float64)[:, None]
-            turned = basis.project(x.T).T
+            turned = basis.project(x.T)
             fitted = xp.reshape(xp.matmul(turned, coordinates), (at.size, n_alphas, n_targets))
             leverage = s * (1 / total.weight + xp.matmul(turned**2, inverse))
             residual = (backend.asarray(target[at], xp.float64) - total.mean_y)[:, None, :] - fitted
@@ -171,7 +171,7 @@ def ridge_gcv(
     xp = backend.xp
     inverse = 1 / (basis.values + backend.asarray(checked, xp.float64)[:, None])
     leverage = basis.values * inverse
-    squared = total.syy - xp.matmul((2 - leverage) * inverse, basis.project(total.sxy) ** 2)
+    squared = total.syy - xp.matmul((2 - leverage) * inverse, basis.project(total.sxy).T ** 2)
     squared = xp.where(squared > 0, squared, xp.zeros_like(squared))
     left = 1 - (1 + xp.sum(leverage, axis=1)) / total.n
     return _choice(basis, total, checked, to_numpy(squared / left[:, None] ** 2) / total.weight, per_target)

@@ -118,7 +118,7 @@ def logistic_bases(stats: FoldStatistics, *, standardize: bool = True) -> tuple[
     for part in map(stats.without, range(stats.n_folds)):
         scale = part.scale if standardize else whole.scale
         values = whole.values * (part.weight / whole.weight)
-        bases.append(Eigenbasis(whole.vectors, values, scale, part.live, part.mean_x, part.weight))
+        bases.append(Eigenbasis(whole.vectors, scale, part.live, part.mean_x, part.weight, values))
     return (*bases, whole)
 
 
@@ -244,7 +244,7 @@ def logistic_cv(
         Whether each target has its own α; else the one with the least mean log-loss over targets serves all.
         Ties go to the greater α.
     bases : sequence of F + 1 Eigenbasis, optional
-        What `sonde.probes.ridge.eigenbases` gives, if it is known. They change the way to the answer alone.
+        What `sonde.probes.eigenbases` gives, if it is known. They change the way to the answer alone.
     cv_tol : float, optional
         `tol` of the fits that serve the choice of α alone; those at the chosen α go on to `tol`. At 2e-4 objectives
         are within about 1e-6 of their minimum. Left out, `tol`.

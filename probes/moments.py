@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,6 +140,12 @@ class FoldStatistics:
     def without(self, fold: int) -> Moments:
         """Return the moments of all rows but those of `fold`: its training part."""
         return self._moments([f for f in range(self.n_folds) if f != fold])
+
+    def parts(self) -> Iterator[Moments]:
+        """Give out the moments without fold 0, …, without fold F-1, and of all rows: one at a time, as they are large."""
+        for fold in range(self.n_folds):
+            yield self.without(fold)
+        yield self.total()
 
     def first(self, n: int) -> FoldStatistics:
         """Return the statistics of the first n folds, without a copy."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sonde.errors import InputError
 
 from .backend import Array, Backend, is_torch
-from .eigenbasis import Eigenbasis
+from .eigenbasis import Basis
 from .metrics import PRIMARY, higher_is_better, score
 from .problem import Problem
 from .ridge import to_dtype
@@ -63,7 +63,7 @@ def permuted(problem: Problem, n: int, seed: int = 0) -> Iterator[Problem]:
 def permutation_null(
     rows: Rows,
     problem: Problem,
-    basis: Eigenbasis,
+    basis: Basis,
     alpha: Any,
     *,
     n: int = 100,
@@ -80,8 +80,8 @@ def permutation_null(
     rows : Rows
         Activations of shape [N, D], read twice for as many permutations as fit in 512 MiB.
     problem : Problem
-    basis : Eigenbasis
-        Of all training rows: the last of `sonde.probes.ridge.eigenbases`. It also says where to compute.
+    basis : Basis
+        Of all training rows: the last of `ridge_bases`. It also says where to compute.
     alpha : float, or array of shape [T]
         The real probes' penalties.
     n, seed
@@ -154,7 +154,7 @@ def _ridge(
     rows: Rows,
     y: NDArray[np.float64],
     training: NDArray[np.bool_],
-    basis: Eigenbasis,
+    basis: Basis,
     alpha: NDArray[np.float64],
     device: str | None,
 ) -> tuple[Array, Array]:
@@ -168,6 +168,6 @@ def _ridge(
         dtype = x.dtype
         centred = x - here.asarray(basis.mean_x, dtype)
         cross += here.xp.matmul(centred.T, here.asarray(y[positions] - mean_y, dtype))
-    weights = basis.expand(basis.shrink(basis.project(cross), alpha[None, :]))
-    bias = backend.asarray(mean_y, xp.float64) - xp.matmul(basis.mean_x, weights)
-    return to_dtype(weights.T, bias, basis.mean_x, dtype)
+    weights = basis.expand(basis.shrink(basis.project(cross), alpha[None, :]))[0, ...]
+    bias = backend.asarray(mean_y, xp.float64) - xp.matmul(weights, basis.mean_x)
+    return to_dtype(weights, bias, basis.mean_x, dtype)

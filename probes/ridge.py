@@ -22,12 +22,16 @@ import numpy as np
 
 from sonde.errors import InputError
 
-from .backend import Array, Backend, to_numpy
-from .eigenbasis import Eigenbasis, eigenbases, eigenbasis
+from .backend import Array, Backend, gram, to_numpy
+from .eigenbasis import Basis, eigenbasis
 from .moments import FoldStatistics, Moments
+from .tridiagonal import ridge_bases
 
 _BLOCK_ELEMENTS = 2**22
 """Numbers of the float64 arrays that hold several penalties' solutions: 32 MB."""
+
+_GRID = 256
+"""Eigenvalues that penalties are compared at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class RidgeFit:
 
 
 def ridge_path(
-    moments: Moments, alphas: Any, *, standardize: bool = True, basis: Eigenbasis | None = None
+    moments: Moments, alphas: Any, *, standardize: bool = True, basis: Basis | None = None
 ) -> RidgePath:
     """Solve ridge regression for every α and target.
 
@@ -86,7 +90,7 @@ def ridge_path(
         Positive; scikit-learn's ``alpha``.
     standardize : bool
         Whether the penalty applies to standardised columns; ignored if `basis` is given.
-    basis : Eigenbasis, optional
+    basis : Basis, optional
         Of these moments, if it is known.
 
     Returns
@@ -109,7 +113,7 @@ def ridge_cv(
     *,
     per_target: bool = True,
     standardize: bool = True,
-    bases: Sequence[Eigenbasis] | None = None,
+    bases: Sequence[Basis] | None = None,
 ) -> RidgeFit:
     r"""Choose α by the error on held-out folds and fit, without a pass over the data.
 
@@ -119,8 +123,8 @@ def ridge_cv(
     .. math:: \mathrm{SSE} = s_{yy,f} + W_f \epsilon^2 - 2 w^\top (s_{xy,f} + W_f \epsilon \delta) + w^\top G w, \quad
         G = S_{xx} - S_{xx,-f} + \frac{W_f^2}{W} \delta\delta^\top
 
-    G, the fold's Gram matrix about the training mean, is never formed: the eigenbases of all rows and of the training
-    part give both terms as sums of squares. Centring and scaling come from the training part alone.
+    G, the fold's Gram matrix about the training mean, is never formed: the bases of all rows and of the training part
+    have both terms in them. Centring and scaling come from the training part alone.
 
     Parameters
     ----------
@@ -133,8 +137,8 @@ def ridge_cv(
         else the one with the greatest R², averaged over targets, serves all. Ties go to the greater α.
     standardize : bool
         Whether the penalty applies to standardised columns; ignored if `bases` is given.
-    bases : sequence of F + 1 Eigenbasis, optional
-        What `eigenbases` gives, if it is known; `stats` then need no Gram matrices, and the result has the same bits.
+    bases : sequence of F + 1 Basis, optional
+        What `ridge_bases` or `eigenbases` gives, if it is known; `stats` then need no Gram matrices, and the result has the same bits.
 
     Returns
     -------
@@ -147,14 +151,14 @@ def ridge_cv(
     """
     checked = alpha_array(alphas)
     check_folds(stats)
-    bases = bases or eigenbases(stats, standardize=standardize)
+    bases = bases or ridge_bases(stats, standardize=standardize)
     stats = stats.light()
     xp = array_api_compat.array_namespace(stats.sum_x)
     total, training = stats.total(), [stats.without(fold) for fold in range(stats.n_folds)]
-    root = bases[-1].scale[:, None] * bases[-1].vectors * xp.sqrt(bases[-1].values)
     projected = [basis.project(part.sxy) for basis, part in zip(bases, [*training, total], strict=True)]
+    root, mixture = bases[-1].root(), Mixture.of(checked, bases[-1].greatest, float(xp.finfo(stats.dtype).eps))
     squared = sum(
-        to_numpy(_held_out_error(bases[fold], part, projected[fold], stats.only(fold), root, checked))
+        to_numpy(_held_out_error(bases[fold], part, projected[fold], stats.only(fold), root, checked, mixture))
         for fold, part in enumerate(training)
     )
     cv_error = np.asarray(squared / total.weight)
@@ -244,76 +248,94 @@ def to_dtype(weights: Array, bias: Array, mean_x: Array, dtype: Any) -> tuple[Ar
 
 
 def solve(
-    basis: Eigenbasis, moments: Moments, alphas: np.ndarray[Any, Any], projected: Array | None = None
+    basis: Basis, moments: Moments, alphas: np.ndarray[Any, Any], projected: Array | None = None
 ) -> tuple[Array, Array]:
-    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α as in `Eigenbasis.shrink`.
+    """Return weights [A, T, D] and bias [A, T] in the moments' dtype, for α as in `Basis.shrink`.
 
     `projected` is sxy in the basis, if it is known.
     """
     xp = array_api_compat.array_namespace(moments.mean_x)
-    n_alphas, n_targets = alphas.shape[0], int(moments.mean_y.shape[0])
-    projected = basis.project(moments.sxy) if projected is None else projected
-    weights = basis.expand(basis.shrink(projected, alphas))
-    bias = moments.mean_y - xp.reshape(xp.matmul(moments.mean_x, weights), (n_alphas, n_targets))
-    return to_dtype(xp.reshape(weights.T, (n_alphas, n_targets, -1)), bias, moments.mean_x, moments.dtype)
+    weights = basis.expand(basis.shrink(basis.project(moments.sxy) if projected is None else projected, alphas))
+    return to_dtype(weights, moments.mean_y - xp.matmul(weights, moments.mean_x), moments.mean_x, moments.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Sums of the solutions of all penalties that matter less and less.
+
+    Many penalties, most of them far from an eigenvalue λ, have (λ + α₀) / (λ + α) of nearly a common span, α₀ being the
+    least. Its singular vectors turn the solutions to such as are ever smaller beside that of α₀.
+
+    Attributes
+    ----------
+    of_alphas : float64 array of shape [A, A], numpy
+        Orthogonal; column k says how much of each penalty's solution is in sum k.
+    n_main : int
+        Sums that matter; products of two others are below a hundred times the rounding of the dtype.
+    """
+
+    of_alphas: np.ndarray[Any, Any]
+    n_main: int
+
+    @classmethod
+    def of(cls, alphas: np.ndarray[Any, Any], greatest: float, eps: float) -> Mixture:
+        """Mix the penalties for eigenvalues up to `greatest` and numbers rounded to `eps`."""
+        weakest = float(alphas.min())
+        values = np.append(np.geomspace(weakest / 100, max(greatest, weakest), _GRID), 0.0) + weakest
+        left, sizes, _ = np.linalg.svd(values / (alphas[:, None] - weakest + values))
+        return cls(left, int((sizes > (100 * eps) ** 0.5 * sizes[0]).sum()))
 
 
 def _held_out_error(
-    basis: Eigenbasis,
+    basis: Basis,
     training: Moments,
     projected: Array,
     held_out: Moments,
     root: Array,
     alphas: np.ndarray[Any, Any],
+    mixture: Mixture,
 ) -> Array:
     """Return the squared errors ([A, T]), summed over a fold, of the solutions of its training part; SSE of `ridge_cv`.
 
     `projected` is the part's sxy in its basis; `root` ([D, r]) times its transpose is the Gram matrix of all rows.
     """
     backend = Backend.of(root)
-    xp, n_targets = backend.xp, int(training.mean_y.shape[0])
+    xp, n_targets, rank = backend.xp, int(training.mean_y.shape[0]), int(projected.shape[1])
     step_x, step_y = held_out.mean_x - training.mean_x, held_out.mean_y - training.mean_y
     shifted = held_out.sxy + held_out.weight * step_x[:, None] * step_y
     turned = basis.project(xp.concat([shifted, step_x[:, None]], axis=1))
-    cross, drift = turned[:, :n_targets], turned[:, n_targets:]
-    # Whatever is a sum over eigenvectors of p² or p times something is a small product.
-    shrink = 1 / (backend.asarray(alphas, xp.float64)[:, None] + basis.values)
-    error = held_out.syy + held_out.weight * step_y**2 - 2 * xp.matmul(shrink, projected * cross)
-    error -= xp.matmul(shrink**2 * basis.values, projected**2)
-    error += held_out.weight**2 / (held_out.weight + training.weight) * xp.matmul(shrink, projected * drift) ** 2
+    cross, drift = turned[:n_targets, :], turned[n_targets, :]
+    drift_weight = held_out.weight**2 / (held_out.weight + training.weight)
     # In the dtype of the rows' products, whose rounding the Gram matrices have in them already.
-    dtype = training.dtype
-    root, vectors = (xp.astype(x, dtype) for x in (root * (basis.live / basis.scale)[:, None], basis.vectors))
-    mixture, functions, unpenalised = _common_functions(basis, projected, alphas, float(xp.finfo(dtype).eps))
-    rank = int(functions.shape[0])
-    # Of a product of three matrices, many solutions are worth having the first two multiplied; few are not.
-    spread = xp.matmul(root.T, vectors) if rank * n_targets > projected.shape[0] else None
-    block = max(1, _BLOCK_ELEMENTS // (root.shape[0] * rank))
-    for start in range(0, n_targets, block):
-        some = unpenalised[:, start : start + block]
-        solutions = xp.astype(xp.reshape(functions.T[:, None, :] * some[:, :, None], (some.shape[0], -1)), dtype)
-        fitted = xp.matmul(root.T, xp.matmul(vectors, solutions)) if spread is None else xp.matmul(spread, solutions)
-        fitted = xp.permute_dims(xp.reshape(fitted, (root.shape[1], -1, rank)), (1, 2, 0))
-        products = xp.astype(xp.matmul(fitted, xp.permute_dims(fitted, (0, 2, 1))), xp.float64)
-        error[:, start : start + block] += xp.sum(xp.matmul(mixture, products) * mixture, axis=2).T
+    dtype, n_main = training.dtype, mixture.n_main
+    root = xp.astype((basis.live / basis.scale)[:, None] * root, dtype)
+    vectors = xp.astype(basis.vectors, dtype)
+    # Of a product of matrices, many solutions are worth having it multiplied; few are not.
+    whole = gram(xp.matmul(root.T, vectors)) if n_main * n_targets > rank else None
+    mix = backend.asarray(mixture.of_alphas, xp.float64)
+    narrow, main = xp.astype(mix.T, dtype), mix[:, :n_main]
+    # Products of a main and another sum come once of two times.
+    twice = mix * backend.asarray(np.where(np.arange(alphas.size) < n_main, 1.0, 2.0))
+    penalty = backend.asarray(alphas)[:, None]
+    errors = []
+    for start in range(0, n_targets, block := max(1, _BLOCK_ELEMENTS // (rank * alphas.size))):
+        some = slice(start, start + block)
+        solutions = basis.shrink(projected[some, :], alphas[:, None])
+        error = held_out.syy[some] + held_out.weight * step_y[some] ** 2
+        error = error - xp.vecdot(solutions, 2 * cross[some, :] + projected[some, :])
+        error += penalty * xp.vecdot(solutions, solutions) + drift_weight * xp.matmul(solutions, drift) ** 2
+        mixed = xp.matmul(narrow, xp.reshape(xp.astype(solutions, dtype), (alphas.size, -1)))
+        mixed = xp.reshape(mixed, solutions.shape)
+        fitted = xp.reshape(mixed[:n_main, ...], (-1, rank))
+        if whole is None:
+            fitted = xp.matmul(xp.matmul(xp.matmul(xp.matmul(fitted, vectors.T), root), root.T), vectors)
+        else:
+            fitted = xp.matmul(fitted, whole)
+        fitted = xp.permute_dims(xp.reshape(fitted, (n_main, -1, rank)), (1, 0, 2))
+        products = xp.astype(xp.matmul(fitted, xp.permute_dims(mixed, (1, 2, 0))), xp.float64)
+        errors.append(error + xp.sum(xp.matmul(products, twice.T) * main.T, axis=1).T)
+    error = xp.concat(errors, axis=1)
     return xp.where(error > 0, error, xp.zeros_like(error))
-
-
-def _common_functions(
-    basis: Eigenbasis, projected: Array, alphas: np.ndarray[Any, Any], eps: float
-) -> tuple[Array, Array, Array]:
-    """Return [A, K], [K, r] and [r, T] whose products in that order are the solutions of every α, to a hundred `eps`.
-
-    As functions of λ, the 1 / (λ + α) of many penalties, most of them far from λ, are nearly of a common span. What is
-    left out is of (λ + α₀) / (λ + α), at most 1 for the least penalty α₀; the last are the solutions of that.
-    """
-    backend = Backend.of(projected)
-    xp, weakest = backend.xp, float(alphas.min())
-    values = basis.values + weakest
-    kept = values / (backend.asarray(alphas - weakest, xp.float64)[:, None] + values)
-    left, size, right = xp.linalg.svd(kept, full_matrices=False)
-    rank = int(xp.sum(xp.astype(size > 100 * eps * size[0], xp.int64)))
-    return left[:, :rank] * size[:rank], right[:rank, :], projected / values[:, None]
 
 
 def _mean_unexplained(error: np.ndarray[Any, Any], variance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -139,6 +139,8 @@ class StatisticsFitter:
         moved = xp.astype(xp.astype(self._shift + xp.where(far, mean, 0 * mean), self._dtype), xp.float64)
         step = moved - self._shift
         for fold in range(len(self._fill)):
+            if self._n[fold] == 0:
+                continue
             weight, a = float(self._weight[fold]), self._sum_x[fold, ...]
             outer = step[:, None] * a[None, :]
             self._gram[fold, ...] += weight * (step[:, None] * step[None, :]) - outer - outer.T

@@ -30,7 +30,7 @@ def store(example: Any, tmp_path: Path) -> Store:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What has been decomposed, a layer at a time; the decomposition itself stays the real one."""
     calls: list[Any] = []
-    for name in ("eigenbases", "logistic_bases"):
+    for name in ("ridge_bases", "logistic_bases"):
         real = getattr(sonde.probes.fit, name)
 
         @functools.wraps(real)

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestCentroid
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.discriminant import lda, mean_difference
-from sonde.probes.eigenbasis import eigenbases
+from sonde.probes.tridiagonal import ridge_bases
 from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
@@ -163,7 +163,7 @@ def test_lda_takes_the_alpha_of_ridge_whose_direction_it_has(data, per_target):
         ratio = fit.weights / np.linalg.norm(fit.weights, axis=1, keepdims=True)
         theirs = ridge.weights / np.linalg.norm(ridge.weights, axis=1, keepdims=True)
         np.testing.assert_allclose(ratio, theirs, rtol=1e-7, atol=1e-12)
-    known = lda(stats, ALPHAS, per_target=per_target, bases=eigenbases(stats))
+    known = lda(stats, ALPHAS, per_target=per_target, bases=ridge_bases(stats))
     np.testing.assert_array_equal(known.fold_weights, fit.fold_weights)
     np.testing.assert_array_equal(known.bias, fit.bias)
 

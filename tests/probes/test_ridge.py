@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,14 @@ from sklearn.preprocessing import StandardScaler
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.dual import accumulate_rows
-from sonde.probes.eigenbasis import eigenbases, eigenbasis
+from sonde.probes.eigenbasis import Eigenbasis, eigenbases, eigenbasis
 from sonde.probes.ridge import ridge_cv, ridge_path
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
+from sonde.probes.tridiagonal import TridiagonalBasis, ridge_bases
 
 ALPHAS = np.logspace(-2, 4, 4)
+PARTS = ("cv_error", "alpha", "weights", "bias", "fold_weights", "fold_bias")
 
 
 def make_x(case, rng):
@@ -176,23 +178,41 @@ def stored(basis):
     def again(x):
         return torch.from_numpy(x.numpy().copy(order="C")) if isinstance(x, torch.Tensor) else x.copy(order="C")
 
-    arrays = {name: again(getattr(basis, name)) for name in ("vectors", "values", "scale", "live", "mean_x")}
+    names = [field.name for field in fields(basis) if field.name != "weight"]
+    arrays = {name: again(getattr(basis, name)) for name in names}
     return replace(basis, **arrays)
 
 
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
-def test_known_eigenbases_give_the_same_bits_and_stand_for_what_they_were_made_of(data, sums, standardize, namespace):
+def test_known_bases_give_the_same_bits_and_stand_for_what_they_were_made_of(data, sums, standardize, namespace):
     x, y, folds = data
     stats = sums(ArrayRows(namespace(x)), y, folds)
-    bases, light = [stored(basis) for basis in eigenbases(stats, standardize=standardize)], stats.light()
+    bases, light = [stored(basis) for basis in ridge_bases(stats, standardize=standardize)], stats.light()
     assert light.gram is None
     fit, again = ridge_cv(stats, ALPHAS, standardize=standardize), ridge_cv(light, ALPHAS, bases=bases)
-    for part in ("cv_error", "alpha", "weights", "bias", "fold_weights", "fold_bias"):
+    for part in PARTS:
         np.testing.assert_array_equal(to_numpy(getattr(again, part)), to_numpy(getattr(fit, part)), err_msg=part)
     path = ridge_path(light.without(1), ALPHAS, basis=bases[1])
     assert_same(path.weights, to_numpy(ridge_path(stats.without(1), ALPHAS, standardize=standardize).weights))
     assert (to_numpy(eigenbasis(stats.total()).values) >= 0).all()
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("namespace", [np.asarray, torch.from_numpy])
+def test_tridiagonal_and_diagonal_bases_give_the_same_probes(data, standardize, namespace):
+    x, y, folds = data
+    stats = accumulate(ArrayRows(namespace(x)), y, folds)
+    known = ridge_bases(stats, standardize=standardize), eigenbases(stats, standardize=standardize)
+    # Gram matrices of 60 rows have no full rank where there are more columns.
+    assert isinstance(known[0][0], TridiagonalBasis if x.shape[1] < 60 else Eigenbasis)
+    fits = [ridge_cv(stats, ALPHAS, bases=bases) for bases in known]
+    for part in PARTS:
+        assert_same(getattr(fits[0], part), to_numpy(getattr(fits[1], part)), 1e-8)
+    for bases in known:
+        root, total = to_numpy(bases[-1].root()), stats.total()
+        assert_same(root @ root.T, to_numpy(total.sxx), 1e-10)
+        assert bases[-1].greatest >= to_numpy(known[1][-1].values).max()
 
 
 def test_one_penalty_at_a_time_gives_the_errors_of_all_together(data):
