@@ -228,7 +228,7 @@ def logistic_cv(
 ) -> LogisticFit:
     """Choose α by the log-loss on held-out folds and fit.
 
-    The held-out loss of a fold's fit is summed in the pass in which the fit is seen to have converged.
+    Rows of a fold have no part in the passes of its fits; one pass at the end sums the loss on them.
 
     Parameters
     ----------

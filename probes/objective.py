@@ -19,6 +19,9 @@ Kind: TypeAlias = Literal["multilabel", "multinomial"]
 _BLOCK, _PIECE = 2**19, 2**16
 """Logits multiplied at a time on a CPU, and made into losses and residuals at a time: what its caches hold."""
 
+_ROWS = 1024
+"""Rows of a fold that are worth a product of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
@@ -26,8 +29,8 @@ class LossSums:
 
     Attributes
     ----------
-    fold_loss : float64 array of shape [P, F], numpy
-        Loss of the rows of every fold, trained on or not.
+    loss : float64 array of shape [P], numpy
+        Of the training rows.
     gradient : float64 array of shape [P, K, D]
         Of the training loss, with respect to weights on x - shift.
     residual : float64 array of shape [P, K]
@@ -36,10 +39,22 @@ class LossSums:
         Mean Hessian of a training row's loss with respect to its logits: p(1-p), or diag(p) - ppᵀ for a softmax.
     """
 
-    fold_loss: np.ndarray[Any, Any]
+    loss: np.ndarray[Any, Any]
     gradient: Array
     residual: Array
     curvature: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows of one fold, on the device."""
+
+    fold: int
+    labels: Array  # [n, T]
+    weight: Array | None  # [n]
+
+    def rows(self, some: slice) -> _Part:
+        return _Part(self.fold, self.labels[some, :], None if self.weight is None else self.weight[some])
 
 
 class LogisticObjective:
@@ -95,7 +110,7 @@ class LogisticObjective:
     ) -> None:
         self._rows, self._labels, self._folds, self._n_folds = rows, labels, folds, n_folds
         self._sample_weight, self._kind = sample_weight, kind
-        self._shifted = Held(self._shift_rows)
+        self._by_fold = Held(self._rows_by_fold)
         self._backend, self._dtype = Backend.of(shift), dtype
         self._device = str(self._backend.device) if is_torch(shift) else None
         xp = self._backend.xp
@@ -130,98 +145,146 @@ class LogisticObjective:
         """
         backend, xp = self._backend, self._backend.xp
         n_problems, n_columns, hidden = weights.shape
-        flat, flat_bias = xp.reshape(weights, (-1, hidden)), xp.reshape(bias, (-1,))
-        gradient = backend.zeros(n_problems * n_columns, hidden)
-        residual_sum = backend.zeros(n_problems * n_columns)
-        fold_loss = backend.zeros(self._n_folds, n_problems)
-        curvature = backend.zeros(n_problems, n_columns, n_columns)
+        loss, curvature = backend.zeros(n_problems), backend.zeros(n_problems, n_columns, n_columns)
+        gradient, residual_sum = backend.zeros(n_problems, n_columns, hidden), backend.zeros(n_problems, n_columns)
         columns, factors = backend.indices(target), self._class_factors(target, split)
-        bounds = np.searchsorted(split, np.arange(self._n_folds + 1)).tolist()
-        sizes = (_BLOCK, _PIECE) if str(backend.device) == "cpu" else (2**25, 2**25)
-        block, piece = (max(64, size // flat.shape[0]) for size in sizes)
+        bounds = self._bounds(split)
         self.n_passes += 1
-        for positions, rows in self._shifted:
-            for start in range(0, positions.size, block):
-                x = rows[start : start + block, :]
-                logits = xp.matmul(x, flat.T)  # and, piece by piece, residuals
-                for first in range(0, x.shape[0], piece):
-                    some = slice(first, min(first + piece, x.shape[0]))
-                    z = xp.reshape(logits[some, :] + flat_bias, (-1, n_problems, n_columns))
-                    loss, residual, spread = self._differentiate(z, positions[start:][some], columns, factors, bounds)
+        for part, x in self._by_fold:
+            # Problems that hold the fold out have no part in this.
+            begin, end = bounds[part.fold], bounds[part.fold + 1]
+            of_weights, of_bias, of_columns = (_without(xp, a, begin, end) for a in (weights, bias, columns))
+            of_factors = None if factors is None else _without(xp, factors, begin, end)
+            flat = xp.reshape(of_weights, (-1, hidden))
+            if flat.shape[0] == 0:
+                continue
+            block, piece = self._sizes(flat.shape[0])
+            for start in range(0, x.shape[0], block):
+                rows, here = x[start : start + block, :], part.rows(slice(start, start + block))
+                logits = xp.matmul(rows, flat.T)  # and, piece by piece, residuals
+                for first in range(0, rows.shape[0], piece):
+                    some = slice(first, min(first + piece, rows.shape[0]))
+                    z = xp.reshape(logits[some, :], (-1, *of_bias.shape)) + of_bias
+                    losses, residual, spread = self._differentiate(z, here.rows(some), of_columns, of_factors)
                     logits[some, :] = xp.reshape(residual, (-1, flat.shape[0]))
-                    fold_loss += loss
-                    curvature += spread
-                gradient += xp.matmul(logits.T, x)
-                residual_sum += xp.sum(logits, axis=0, dtype=xp.float64)
-        per_problem = (n_problems, n_columns)
-        gradient = xp.reshape(gradient, (*per_problem, hidden))
-        residual_sum = xp.reshape(residual_sum, per_problem)
+                    _add_without(loss, losses, begin, end)
+                    _add_without(curvature, spread, begin, end)
+                _add_without(gradient, xp.reshape(xp.matmul(logits.T, rows), of_weights.shape), begin, end)
+                summed = xp.sum(logits, axis=0, dtype=xp.float64)
+                _add_without(residual_sum, xp.reshape(summed, of_bias.shape), begin, end)
         if self._kind == "multinomial":
             # Residuals of a row sum to zero over the classes: of what rounding leaves, a direction that the loss
             # does not see would have a gradient, and nothing to bring it to zero.
             gradient = gradient - xp.mean(gradient, axis=1, keepdims=True)
             residual_sum = residual_sum - xp.mean(residual_sum, axis=1, keepdims=True)
+        trains = np.arange(self._n_folds)[None, :] != split[:, None]
         return LossSums(
-            fold_loss=to_numpy(fold_loss).T,
+            loss=to_numpy(loss),
             gradient=gradient,
             residual=residual_sum,
-            curvature=to_numpy(curvature) / self.training_sum(self.fold_weight[None, :], split)[:, None, None],
+            curvature=to_numpy(curvature) / (trains @ self.fold_weight)[:, None, None],
         )
 
-    def training_sum(self, per_fold: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Add over the folds that each problem trains on: [P, F] to [P]."""
-        trains = np.arange(self._n_folds)[None, :] != split[:, None]
-        return np.asarray((per_fold * trains).sum(axis=1))
-
-    def _shift_rows(self) -> Iterator[tuple[np.ndarray[Any, Any], Array]]:
-        for _, positions, x in used_chunks(self._rows, self._folds, self._device):
-            x = self._backend.asarray(x, self._dtype)
-            x = x if self._shift is None else x - self._shift
-            yield positions, x if self._live is None else x * self._live
-
-    def _differentiate(
-        self, z: Array, at: np.ndarray[Any, Any], columns: Array, factors: Array | None, bounds: list[int]
-    ) -> tuple[Array, Array, Array]:
-        """Return sums of losses [F, P], residuals [n, P, K] and sums of curvatures [P, K, K] of logits [n, P, K].
+    def held_out_loss(
+        self, weights: Array, bias: Array, target: np.ndarray[Any, Any], split: np.ndarray[Any, Any]
+    ) -> np.ndarray[Any, Any]:
+        """Compute the loss of each problem on the rows of the fold that it holds out, in one pass.
 
         Parameters
         ----------
-        at : int array of shape [n], numpy
-            Sample rows, those of a fold together.
+        weights, bias, target, split
+            As of `evaluate`.
+
+        Returns
+        -------
+        float64 array of shape [P], numpy
+            0 where no fold is held out.
+        """
+        xp = self._backend.xp
+        loss, bounds = self._backend.zeros(split.size), self._bounds(split)
+        columns, factors = self._backend.indices(target), self._class_factors(target, split)
+        self.n_passes += 1
+        for part, x in self._by_fold:
+            mine = slice(bounds[part.fold], bounds[part.fold + 1])
+            flat = xp.reshape(weights[mine, ...], (-1, weights.shape[2]))
+            if flat.shape[0] == 0:
+                continue
+            _, piece = self._sizes(flat.shape[0])
+            of_factors = None if factors is None else factors[mine, ...]
+            for start in range(0, x.shape[0], piece):
+                some = slice(start, start + piece)
+                z = xp.reshape(xp.matmul(x[some, :], flat.T), (-1, *bias[mine, :].shape)) + bias[mine, :]
+                loss[mine] += self._differentiate(z, part.rows(some), columns[mine], of_factors)[0]
+        return to_numpy(loss)
+
+    def _bounds(self, split: np.ndarray[Any, Any]) -> list[int]:
+        """Return where the problems that hold out each fold begin, and where those that hold out none."""
+        return np.searchsorted(split, np.arange(self._n_folds + 1)).tolist()
+
+    def _sizes(self, n_columns: int) -> tuple[int, int]:
+        """Return how many rows are multiplied, and made into losses and residuals, at a time."""
+        sizes = (_BLOCK, _PIECE) if str(self._backend.device) == "cpu" else (2**25, 2**25)
+        block, piece = (max(64, size // n_columns) for size in sizes)
+        return block, piece
+
+    def _rows_by_fold(self) -> Iterator[tuple[_Part, Array]]:
+        """Give out rows of one fold at a time, shifted, with what is known of them."""
+        backend = self._backend
+        waiting: dict[int, list[tuple[np.ndarray[Any, Any], Array]]] = {fold: [] for fold in range(self._n_folds)}
+
+        def joined(fold: int) -> tuple[_Part, Array]:
+            positions, x = zip(*waiting[fold], strict=True)
+            at, waiting[fold] = np.concatenate(positions), []
+            weight = None if self._sample_weight is None else backend.asarray(self._sample_weight[at], self._dtype)
+            return _Part(fold, backend.asarray(self._labels[at], self._dtype), weight), backend.xp.concat(x, axis=0)
+
+        for _, positions, x in used_chunks(self._rows, self._folds, self._device):
+            x = self._backend.asarray(x, self._dtype)
+            x = x if self._shift is None else x - self._shift
+            x = x if self._live is None else x * self._live
+            for fold, mine in runs(self._folds[positions]):
+                waiting[fold].append((positions[mine], x[mine, :]))
+                if sum(numbers.size for numbers, _ in waiting[fold]) >= _ROWS:
+                    yield joined(fold)
+        for fold in [fold for fold, some in waiting.items() if some]:
+            yield joined(fold)
+
+    def _differentiate(
+        self, z: Array, rows: _Part, columns: Array, factors: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """Return sums of losses [P], residuals [n, P, K] and sums of curvatures [P, K, K] of logits [n, P, K].
+
+        Parameters
+        ----------
+        rows : _Part
+            Labels and weights of the n rows.
         columns : int array of shape [P]
             Of the labels; multilabel problems have one each.
         factors : array of shape [P, K, 2], or None
             By label.
-        bounds : list of F + 1 int
-            Where the problems that hold out each fold begin.
         """
-        backend, xp, fold = self._backend, self._backend.xp, self._folds[at]
-        labels = backend.asarray(self._labels[at], self._dtype)
+        backend, xp = self._backend, self._backend.xp
         if self._kind == "multilabel":
-            labels = xp.take(labels, columns, axis=1)[:, :, None]
+            labels = xp.take(rows.labels, columns, axis=1)[:, :, None]
             loss, residual, spread = _sigmoid(xp, z, labels)
         else:
-            labels = labels[:, None, :]
+            labels = rows.labels[:, None, :]
             loss, residual, p = _softmax(xp, z, labels)
             spread = xp.asarray(p, copy=True)
         counts = []
         if factors is not None:
             counts.append(xp.sum(factors[:, :, 0] + labels * (factors[:, :, 1] - factors[:, :, 0]), axis=2)[:, :, None])
-        if self._sample_weight is not None:
-            counts.append(backend.asarray(self._sample_weight[at], self._dtype)[:, None, None])
+        if rows.weight is not None:
+            counts.append(rows.weight[:, None, None])
         for count in counts:
             loss = loss * count[:, :, 0]
             residual *= count
             spread *= count
-        for f, rows in runs(fold):  # which have no part in the problems that hold them out
-            residual[rows, bounds[f] : bounds[f + 1], :] = 0
-            spread[rows, bounds[f] : bounds[f + 1], :] = 0
         curvature = xp.sum(spread, axis=0)[:, :, None]
         if self._kind == "multinomial":
             outer = xp.matmul(xp.permute_dims(p, (1, 2, 0)), xp.permute_dims(spread, (1, 0, 2)))
             curvature = curvature * backend.asarray(np.eye(p.shape[2])) - outer
-        member = backend.asarray(np.arange(self._n_folds)[:, None] == fold, self._dtype)
-        return xp.matmul(member, loss), residual, curvature
+        return xp.sum(loss, axis=0, dtype=xp.float64), residual, curvature
 
     def _class_factors(self, target: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> Array | None:
         """Return the factors by label, [P, K, 2], of every problem's classes, or None for ones."""
@@ -275,6 +338,17 @@ def label_array(y: Any, used: np.ndarray[Any, Any], kind: Kind) -> np.ndarray[An
     return label
 
 
+def _without(xp: Any, x: Array, begin: int, end: int) -> Array:
+    """Return x but for its entries from `begin` to `end`."""
+    return x if begin == end else xp.concat([x[:begin, ...], x[end:, ...]], axis=0)
+
+
+def _add_without(total: Array, part: Array, begin: int, end: int) -> None:
+    """Add what was computed from ``_without(total)``."""
+    total[:begin, ...] += part[:begin, ...]
+    total[end:, ...] += part[begin:, ...]
+
+
 def _sigmoid(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Array]:
     """Return loss [n, P], p - y and p(1-p), [n, P, 1], of logits and labels of shape [n, P, 1].
 
@@ -282,9 +356,10 @@ def _sigmoid(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Array]:
     """
     sign = 1 - 2 * y
     z = z * sign
-    e = xp.exp(-xp.abs(z))
+    size = xp.abs(z)
+    e = xp.exp(-size)
     loss = xp.log1p(e)
-    loss += xp.maximum(z, xp.zeros_like(z[:1, :1, :]))
+    loss += (z + size) / 2  # the greater of z and 0
     larger = 1 / (1 + e)  # of p and 1-p
     e *= larger
     sign *= xp.where(z > 0, larger, e)

@@ -17,7 +17,7 @@ from .lbfgs import BatchedLBFGS
 from .objective import Kind, LogisticObjective
 from .ridge import to_dtype
 
-_SHARED_COLUMNS = 512
+_SHARED_COLUMNS = 256
 """Columns in a pass below which a path is cut into stretches walked side by side, as reading x is the greater cost."""
 
 _LEAST_TOL = 100.0
@@ -57,7 +57,6 @@ class _Evaluation:
     """Of the loss alone, without the penalty, at one point of each problem."""
 
     loss: np.ndarray[Any, Any]  # [P], over the training rows
-    held_out: np.ndarray[Any, Any]  # [P]
     gradient: Array  # [P, K·(r+1)], as is the curvature: a diagonal close to the Hessian
     curvature: Array
 
@@ -168,6 +167,7 @@ class PathSolver:
             np.zeros((n_alphas, len(splits), self._n_problems), dtype=bool),
             np.zeros((n_alphas, len(splits), self._n_problems)),
         )
+        about_shift = backend.zeros(*found.bias.shape, dtype=self._dtype)
         null = self._null(walkers)
         problems = BatchedLBFGS(
             backend,
@@ -180,17 +180,15 @@ class PathSolver:
         problem = walkers.split * self._n_problems + walkers.target
         _, first, stretch_of = np.unique(problem, return_index=True, return_inverse=True)
         alike = self._evaluate(xp.take(null, backend.indices(first), axis=0), walkers.keep(first), None)
-        loss, held_out = alike.loss[stretch_of], alike.held_out[stretch_of]
         null_gradient, null_curvature = (
             xp.take(a, backend.indices(stretch_of), axis=0) for a in (alike.gradient, alike.curvature)
         )
-        problems.tell(loss, null_gradient, null_curvature)
+        problems.tell(alike.loss[stretch_of], null_gradient, null_curvature)
         floor = _LEAST_CURVATURE * null_curvature
         if start is not None:
             problems.jump(start)
             at_start = self._evaluate(start, walkers, floor)
             problems.tell(at_start.loss, at_start.gradient, at_start.curvature)
-            held_out = at_start.held_out
         passes = np.zeros(walkers.split.size, dtype=np.int64)
         weight = np.stack([self._weight(int(s)) for s in splits])
         weight = weight[np.searchsorted(splits, walkers.split), walkers.target]
@@ -202,7 +200,7 @@ class PathSolver:
                 done = np.flatnonzero(converged | problems.stalled | (passes >= self._max_passes))
                 if done.size == 0:
                     break
-                self._record(found, problems, walkers, splits, done, converged, held_out)
+                self._record(found, about_shift, problems, walkers, splits, done, converged)
                 for i in done.tolist():
                     walkers.queue[i].pop(0)
                 going_on = np.asarray([i for i in done.tolist() if walkers.queue[i]], dtype=np.int64)
@@ -210,6 +208,7 @@ class PathSolver:
                 passes[done] = 0
                 left = np.asarray([i for i, queue in enumerate(walkers.queue) if queue], dtype=np.int64)
                 if left.size == 0:
+                    found.held_out[...] = self._held_out(found.weights, about_shift, splits)
                     return found
                 if left.size < passes.size:
                     problems.keep(left)
@@ -217,12 +216,11 @@ class PathSolver:
                     null_gradient, null_curvature, floor = (
                         xp.take(a, at, axis=0) for a in (null_gradient, null_curvature, floor)
                     )
-                    walkers, passes, held_out = walkers.keep(left), passes[left], held_out[left]
+                    walkers, passes = walkers.keep(left), passes[left]
                     rounding = rounding[left]
             problems.aim()
             at_trial = self._evaluate(problems.trial(), walkers, floor)
             problems.tell(at_trial.loss, at_trial.gradient, at_trial.curvature)
-            held_out = np.where(problems.accepted, at_trial.held_out, held_out)
             passes += 1
 
     def _evaluate(self, point: Array, walkers: _Walkers, floor: Array | None) -> _Evaluation:
@@ -245,11 +243,8 @@ class PathSolver:
         mean = np.einsum("pjk,pjl,plk->pk", turn, sums.curvature, turn)
         mean = self._backend.asarray(np.maximum(mean, _LEAST_CURVATURE * mean.max(axis=1, keepdims=True)))
         curvature = xp.reshape(mean[:, :, None] * values[:, None, :], point.shape)
-        n_folds = sums.fold_loss.shape[1]
-        padded = np.concatenate([sums.fold_loss, np.zeros((walkers.split.size, 1))], axis=1)
         return _Evaluation(
-            loss=self._objective.training_sum(sums.fold_loss, walkers.split),
-            held_out=padded[np.arange(walkers.split.size), np.minimum(walkers.split, n_folds)],
+            loss=sums.loss,
             gradient=xp.reshape(gradient, point.shape),
             curvature=curvature if floor is None else xp.maximum(curvature, floor),
         )
@@ -257,13 +252,14 @@ class PathSolver:
     def _record(
         self,
         found: Solutions,
+        about_shift: Array,
         problems: BatchedLBFGS,
         walkers: _Walkers,
         splits: list[int],
         done: np.ndarray[Any, Any],
         converged: np.ndarray[Any, Any],
-        held_out: np.ndarray[Any, Any],
     ) -> None:
+        """Write down what is done; `about_shift` ([A, S, T]) is the bias of x - shift."""
         xp = self._backend.xp
         point = xp.take(problems.point, self._backend.indices(done), axis=0)
         weights, intercept = self._raw(point, walkers.split[done])
@@ -277,8 +273,23 @@ class PathSolver:
             found.weights[alpha, at, columns, :], found.bias[alpha, at, columns] = to_dtype(
                 weights[row, ...], bias, mean_x, self._dtype
             )
+            rounded = xp.astype(found.weights[alpha, at, columns, :], xp.float64)
+            about_shift[alpha, at, columns] = xp.astype(
+                intercept[row, :] - xp.matmul(rounded, mean_x - self._shift), self._dtype
+            )
             found.converged[alpha, at, target] = converged[i]
-            found.held_out[alpha, at, target] = held_out[i]
+
+    def _held_out(self, weights: Array, bias: Array, splits: list[int]) -> np.ndarray[Any, Any]:
+        """Return the loss on the folds left out, [A, S, P], of probes of x - shift, [A, S, T, D] and [A, S, T]."""
+        xp, n_alphas = self._backend.xp, int(bias.shape[0])
+        weights, bias = xp.permute_dims(weights, (1, 0, 2, 3)), xp.permute_dims(bias, (1, 0, 2))
+        loss = self._objective.held_out_loss(
+            xp.reshape(weights, (-1, self._n_columns, self._hidden)),
+            xp.reshape(bias, (-1, self._n_columns)),
+            np.tile(np.arange(self._n_problems), len(splits) * n_alphas),
+            np.repeat(splits, n_alphas * self._n_problems),
+        )
+        return loss.reshape(len(splits), n_alphas, self._n_problems).transpose(1, 0, 2)
 
     def _raw(self, point: Array, split: np.ndarray[Any, Any]) -> tuple[Array, Array]:
         """Return weights [P, K, D] in raw units of x, and intercepts [P, K] at the mean of x."""

@@ -108,7 +108,7 @@ def test_what_is_left_of_sure_rows_is_not_rounded_away_and_dead_columns_have_no_
     theirs = residual.T @ x[:, :5]
     np.testing.assert_allclose(gradient[:, :5], theirs, atol=1e-3 * np.abs(theirs).max())
     np.testing.assert_allclose(to_numpy(sums.residual).ravel(), residual.sum(axis=0), rtol=1e-3)
-    np.testing.assert_allclose(sums.fold_loss.sum(), loss, rtol=1e-3)
+    np.testing.assert_allclose(sums.loss.sum(), loss, rtol=1e-3)
     if kind == "multinomial":
         for parts in (gradient, to_numpy(sums.residual).ravel()):
             np.testing.assert_allclose(parts.sum(axis=0), 0, atol=1e-14 * np.abs(parts).max())
