@@ -95,17 +95,14 @@ def evaluate(
             values |= {CALIBRATED + name: value for name, value in judged.items()}
         return {name: _with_macro(value) for name, value in values.items()}
 
-    # Every row once comes before the draws: its scores are those of the rows themselves.
-    drawn = judge(test, np.concatenate([np.ones_like(draws[:1]), draws]))
-    parts = {"test": (test, drawn)}
-    if cross_validated:
-        parts["cv"] = training, judge(training, np.ones((1, int(training.sum())), draws.dtype))
+    drawn = judge(test, draws)
     records: list[dict[str, Any]] = []
-    for part, (rows, found) in parts.items():
+    for part, rows in {"test": test, "cv": training}.items():
+        if part == "cv" and not cross_validated:
+            continue
         n_positive = _positives(problem, rows)
-        for metric, weighed in found.items():
-            values = weighed[0]
-            low, high = interval(weighed[1:]) if part == "test" else np.full((2, *values.shape), np.nan)
+        for metric, (values,) in judge(rows, np.ones((1, int(rows.sum())), draws.dtype)).items():
+            low, high = interval(drawn[metric]) if part == "test" else np.full((2, *values.shape), np.nan)
             records += [
                 about[target]
                 | {"metric": metric, "split": part, "n_positive": n_positive.get(target, -1)}
@@ -119,7 +116,7 @@ def evaluate(
         if chance is not None
         for line in reliability(problem.kind, truth, chance[test])
     ]
-    return Evaluation(records, {name: values[1:, -1].astype(np.float32) for name, values in drawn.items()}, bins)
+    return Evaluation(records, {name: values[:, -1].astype(np.float32) for name, values in drawn.items()}, bins)
 
 
 def warn_of_missing_positives(problem: Problem) -> None:

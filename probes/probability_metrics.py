@@ -2,9 +2,12 @@
 
 import numpy as np
 
-from .sums import Array, Floats, average, blocks, one_hot, ratio, sums_by_group, totals
+from .sums import Array, Floats, averages, one_hot, ratio, sums, totals
 
 N_BINS = 15
+
+_ELEMENTS = 2**22
+"""Numbers by row, target and bin that are in memory at a time."""
 
 
 def probability_metrics(y: Array, chance: Array, weights: Array) -> dict[str, Floats]:
@@ -32,11 +35,9 @@ def probability_metrics(y: Array, chance: Array, weights: Array) -> dict[str, Fl
     Guo et al. (2017), On calibration of modern neural networks, equations 2 and 3: bins are closed above.
     """
     clipped = _clip(chance)
-    return {
-        "log_loss": average(weights, -np.log(np.where(y, clipped, 1 - clipped))),
-        "brier": average(weights, (y - chance.astype(np.float64)) ** 2),
-        "ece": _calibration_error(y, chance, weights),
-    }
+    surprise, square = -np.log(np.where(y, clipped, 1 - clipped)), (y - chance.astype(np.float64)) ** 2
+    log_loss, brier = averages(weights, surprise, square)
+    return {"log_loss": log_loss, "brier": brier, "ece": _calibration_error(y, chance, weights)}
 
 
 def class_probability_metrics(y: Array, chance: Array, weights: Array) -> dict[str, Floats]:
@@ -60,12 +61,9 @@ def class_probability_metrics(y: Array, chance: Array, weights: Array) -> dict[s
     """
     of_class = _clip(chance)[np.arange(len(y)), y]
     squares = (one_hot(y, chance.shape[1]) - chance.astype(np.float64)) ** 2
-    correct = chance.argmax(axis=1) == y
-    return {
-        "log_loss": average(weights, -np.log(of_class)[:, None]),
-        "brier": average(weights, squares.sum(axis=1, keepdims=True)),
-        "ece": _calibration_error(correct[:, None], chance.max(axis=1, keepdims=True), weights),
-    }
+    log_loss, brier = averages(weights, -np.log(of_class)[:, None], squares.sum(axis=1, keepdims=True))
+    correct, highest = chance.argmax(axis=1) == y, chance.max(axis=1, keepdims=True)
+    return {"log_loss": log_loss, "brier": brier, "ece": _calibration_error(correct[:, None], highest, weights)}
 
 
 def bin_of(chance: Array) -> Array:
@@ -79,11 +77,18 @@ def _clip(chance: Array) -> Floats:
 
 
 def _calibration_error(y: Array, chance: Array, weights: Array) -> Floats:
-    bins = bin_of(chance)
-    excess = y - chance.astype(np.float64)
-    gaps = np.empty((len(weights), y.shape[1]))
-    rows = np.arange(len(y))
-    for draws, block in blocks(weights, np.dtype(np.float64)):
-        for t in range(y.shape[1]):
-            gaps[draws, t] = np.abs(sums_by_group(block, rows, bins[:, t], N_BINS, excess[:, t])).sum(axis=0)
+    n_rows, n_targets = y.shape
+    bins, excess = bin_of(chance), y - chance.astype(np.float64)
+    gaps = np.empty((len(weights), n_targets))
+    if len(weights) == 1:
+        summed = [np.bincount(bins[:, t], weights[0] * excess[:, t]) for t in range(n_targets)]
+        return ratio(np.array([[np.abs(x).sum() for x in summed]]), totals(weights))
+    size = max(1, _ELEMENTS // (n_rows * N_BINS))
+    for start in range(0, n_targets, size):
+        some = slice(start, start + size)
+        # The excess of every row in its bin's column, and zeros: for many draws a product is quicker than adding by bins.
+        spread = np.zeros((n_rows, bins[:, some].shape[1], N_BINS))
+        np.put_along_axis(spread, bins[:, some, None], excess[:, some, None], axis=2)
+        (summed,) = sums(weights, spread.reshape(n_rows, -1))
+        gaps[:, some] = np.abs(summed.reshape(len(weights), -1, N_BINS)).sum(axis=2)
     return ratio(gaps, totals(weights))

@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 from math import isqrt
+from typing import Any
 
 import numpy as np
 
-from .sums import Array, Floats, blocks, exact_dtype, macro, one_hot, ratio, sums_by_group
+from .sums import Array, Floats, blocks, dtype_of, macro, narrowest_dtype, one_hot, ratio, sums_by_group
 
 
 def ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats]:
@@ -32,9 +33,10 @@ def ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats
         NaN where the positives, or of AUROC the negatives, have no weight.
     """
     precision, lost = np.full((2, len(weights), y.shape[1]), np.nan)
-    for draws, block in blocks(weights, exact_dtype(weights)):
+    dtype = dtype_of(weights)
+    for draws, block in blocks(weights, narrowest_dtype(weights)):
         for t in np.flatnonzero(y.any(axis=0)):
-            precision[draws, t], lost[draws, t] = _rank(y[:, t], scores[:, t], block)
+            precision[draws, t], lost[draws, t] = _rank(y[:, t], scores[:, t], block, dtype)
     return {"average_precision": precision, "auroc": 1 - lost}
 
 
@@ -58,8 +60,8 @@ def class_ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, 
     return {"macro_auroc": macro(one_against_rest)[:, None]}
 
 
-def _rank(y: Array, scores: Array, weights: Array) -> tuple[Floats, Floats]:
-    """Return AP and 1 − AUROC, [B] each, of one target [N] under weights [N, B]."""
+def _rank(y: Array, scores: Array, weights: Array, dtype: np.dtype[Any]) -> tuple[Floats, Floats]:
+    """Return AP and 1 − AUROC, [B] each, of one target [N] under weights [N, B]; sums of these are exact."""
     positive, negative = np.flatnonzero(y), np.flatnonzero(~y)
     descending, level = np.unique(-scores[positive], return_inverse=True)
     above = np.searchsorted(descending, -scores[negative])
@@ -67,15 +69,19 @@ def _rank(y: Array, scores: Array, weights: Array) -> tuple[Floats, Floats]:
     gained = sums_by_group(weights, positive, level, len(descending))
     found = _accumulate(gained.copy())
     passed = _accumulate(sums_by_group(weights, negative, above, len(descending) + 1))
-    positives, negatives = found[-1].astype(np.float64), passed[-1]
-    passed = passed[:-1]
-    seen = found + passed
-    precision = np.divide(found, seen, out=np.zeros(seen.shape), where=seen > 0, dtype=np.float64)
-    worse = np.einsum("kb,kb->b", gained, passed, dtype=np.float64)
+    positives, negatives = found[-1].astype(np.float64), passed[-1].astype(np.float64)
+    gained, found, passed = (x.astype(dtype) for x in (gained, found, passed[:-1]))
+    # Products with ones are quicker than sums down the columns.
+    ones = np.ones(len(gained), dtype)
+    worse = (ones @ (gained * passed)).astype(np.float64)
     if equal.any():
         tied = sums_by_group(weights, negative[equal], above[equal], len(descending))
-        worse -= np.einsum("kb,kb->b", gained, tied, dtype=np.float64) / 2
-    return ratio(np.einsum("kb,kb->b", gained, precision), positives), ratio(worse, positives * negatives)
+        worse -= (ones @ (gained * tied.astype(dtype))).astype(np.float64) / 2
+    passed += found
+    np.maximum(passed, np.finfo(dtype).tiny, out=passed)  # where there is nothing yet, precision is 0
+    found /= passed
+    found *= gained
+    return ratio((ones @ found).astype(np.float64), positives), ratio(worse, positives * negatives)
 
 
 def _accumulate(x: Array) -> Array:

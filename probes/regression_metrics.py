@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .sums import Array, Floats, average, ratio, sums, totals
+from .sums import Array, Floats, averages, ratio
 
 
 def regression_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats]:
@@ -23,21 +23,22 @@ def regression_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Flo
         NaN where y, or of Pearson's r the scores, do not vary.
     """
     y, scores = y.astype(np.float64), scores.astype(np.float64)
-    error = average(weights, (y - scores) ** 2)
-    variance, score_variance = _covariance(weights, y, y), _covariance(weights, scores, scores)
+    error = (y - scores) ** 2
+    # Variances are differences of sums: centring first keeps their digits, float64 those of every draw.
+    y, scores = y - y.mean(axis=0), scores - scores.mean(axis=0)
+    error, mean, mean_score, square, square_score, product = averages(
+        weights, error, y, scores, y * y, scores * scores, y * scores, dtype=np.float64
+    )
+    variance = _beyond_rounding(square - mean**2, square)
+    score_variance = _beyond_rounding(square_score - mean_score**2, square_score)
+    covariance = _beyond_rounding(product - mean * mean_score, np.sqrt(square * square_score))
     return {
         "r2": 1 - ratio(error, variance),
         "mean_squared_error": error,
-        "pearson_r": ratio(_covariance(weights, y, scores), np.sqrt(variance * score_variance)),
+        "pearson_r": ratio(covariance, np.sqrt(variance * score_variance)),
     }
 
 
-def _covariance(weights: Array, a: Floats, b: Floats) -> Floats:
-    """Compute the weighted covariance of each column, [B, T]; 0 where it is one of rounding alone."""
-    # It is a difference of sums: centring first keeps its digits.
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    total = totals(weights)
-    products = ratio(sums(weights, a * b), total)
-    covariance = products - ratio(sums(weights, a), total) * ratio(sums(weights, b), total)
-    size = np.sqrt(ratio(sums(weights, a * a), total) * ratio(sums(weights, b * b), total))
-    return np.where(np.abs(covariance) > 1e-12 * size, covariance, 0.0)
+def _beyond_rounding(difference: Floats, size: Floats) -> Floats:
+    """Return the difference of sums of this size; 0 where it is one of rounding alone."""
+    return np.where(np.abs(difference) > 1e-12 * size, difference, 0.0)

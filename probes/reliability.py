@@ -35,12 +35,8 @@ def reliability(kind: str, y: NDArray[Any], chance: NDArray[np.float64]) -> list
         y, chance = chance.argmax(axis=1) == y, chance.max(axis=1)
     said, so = chance.ravel(), np.asarray(y, dtype=np.float64).ravel()
     bins = bin_of(said)
+    n, predicted, observed = (np.bincount(bins, weights) for weights in (None, said, so))
     return [
-        {
-            "bin": int(m),
-            "n": int((bins == m).sum()),
-            "predicted": float(said[bins == m].mean()),
-            "observed": float(so[bins == m].mean()),
-        }
-        for m in np.unique(bins)
+        {"bin": m, "n": int(n[m]), "predicted": float(predicted[m] / n[m]), "observed": float(observed[m] / n[m])}
+        for m in np.flatnonzero(n).tolist()
     ]

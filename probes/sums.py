@@ -16,29 +16,33 @@ Floats = npt.NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 23
 
 
-def sums(weights: Array, values: Array) -> Floats:
+def sums(weights: Array, *values: Array, dtype: Any = None) -> tuple[Floats, ...]:
     """Compute W V.
 
     Parameters
     ----------
     weights : array [B, N]
-    values : array [N, T], bool or float
+    values : arrays [N, T], all bool or all float
+    dtype
+        In which it is computed; left out, counts are exact and else it is as `dtype_of` says.
 
     Returns
     -------
-    array [B, T], float64
+    tuple of arrays [B, T], float64
     """
-    dtype = exact_dtype(weights) if values.dtype == bool else np.dtype(np.float64)
-    values = np.ascontiguousarray(values, dtype)
-    out = np.empty((len(weights), values.shape[1]))
+    if dtype is None:
+        dtype = exact_dtype(weights) if all(x.dtype == bool for x in values) else dtype_of(weights)
+    together = np.concatenate(values, axis=1).astype(dtype)
+    out = np.empty((len(weights), together.shape[1]))
     for draws in _slices(weights):
-        out[draws] = weights[draws].astype(dtype) @ values
-    return out
+        out[draws] = weights[draws].astype(dtype) @ together
+    return tuple(np.split(out, np.cumsum([x.shape[1] for x in values])[:-1], axis=1))
 
 
-def average(weights: Array, values: Array) -> Floats:
-    """Compute the weighted mean of each column: float64 [B, T] of weights [B, N] and values [N, T]."""
-    return ratio(sums(weights, values), totals(weights))
+def averages(weights: Array, *values: Array, dtype: Any = None) -> tuple[Floats, ...]:
+    """Compute the weighted mean of each column, as `sums`: float64 [B, T] of weights [B, N] and values [N, T]."""
+    total = totals(weights)
+    return tuple(ratio(x, total) for x in sums(weights, *values, dtype=dtype))
 
 
 def totals(weights: Array) -> Floats:
@@ -48,8 +52,25 @@ def totals(weights: Array) -> Floats:
 
 def exact_dtype(weights: Array) -> np.dtype[Any]:
     """Choose float32 where it adds up the weights [B, N] without rounding, else float64."""
-    counts = weights.dtype.kind in "bui" and weights.sum(axis=1, dtype=np.int64).max() < 2**24
-    return np.dtype(np.float32 if counts else np.float64)
+    return np.dtype(np.float32 if _most(weights) < 2**24 else np.float64)
+
+
+def narrowest_dtype(weights: Array) -> np.dtype[Any]:
+    """Choose the narrowest dtype that adds up the weights [B, N] without rounding: memory bounds such sums."""
+    return np.dtype(np.uint16) if _most(weights) < 2**16 else exact_dtype(weights)
+
+
+def _most(weights: Array) -> float:
+    """Return the greatest sum of a draw's weights; infinity if they are not counts."""
+    return float(weights.sum(axis=1, dtype=np.int64).max()) if weights.dtype.kind in "bui" else np.inf
+
+
+def dtype_of(weights: Array) -> np.dtype[Any]:
+    """Choose in what values are added up under weights [B, N]: float32 for counts of many draws, else float64.
+
+    The draws of a bootstrap are for the ends of intervals, which do not need more.
+    """
+    return exact_dtype(weights) if len(weights) > 1 else np.dtype(np.float64)
 
 
 def blocks(weights: Array, dtype: np.dtype[Any]) -> Iterator[tuple[slice, Array]]:
@@ -63,32 +84,30 @@ def _slices(weights: Array) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(weights), size))
 
 
-def sums_by_group(weights: Array, rows: Array, groups: Array, n_groups: int, values: Array | None = None) -> Array:
-    """Add up the weights of the rows of each group, times their values if there are any.
+def sums_by_group(weights: Array, rows: Array, groups: Array, n_groups: int) -> Array:
+    """Add up the weights of the rows of each group.
 
     Parameters
     ----------
-    weights : array [N, B], float
+    weights : array [N, B]
     rows, groups : arrays [n], integer
         Some rows, and the group of each.
     n_groups : int
         K.
-    values : array [n], float, optional
 
     Returns
     -------
-    array [K, B]
+    array [K, B], the dtype of the weights
     """
     if weights.shape[1] == 1:
-        own = weights[rows, 0]
-        return np.bincount(groups, own if values is None else own * values, n_groups)[:, None]
+        return np.bincount(groups, weights[rows, 0], n_groups)[:, None].astype(weights.dtype)
     from scipy.sparse import csr_array
 
-    values = np.ones(len(rows), weights.dtype) if values is None else values
     order = np.argsort(groups, kind="stable")
     ends = np.cumsum(np.bincount(groups, minlength=n_groups))
+    ones = np.ones(len(rows), weights.dtype)
     # A sparse product adds whole rows of draws in the order of memory; sorting the weights was measured 7 times slower.
-    member = csr_array((values[order], rows[order], np.append(0, ends)), shape=(n_groups, len(weights)))
+    member = csr_array((ones, rows[order], np.append(0, ends)), shape=(n_groups, len(weights)))
     return np.asarray(member @ weights)
 
 

@@ -26,12 +26,12 @@ def threshold_metrics(y: Array, scores: Array, weights: Array, *, threshold: flo
         NaN where the positives, or of balanced accuracy the negatives, have no weight.
     """
     predicted = scores > threshold
-    answers = (y & predicted, y & ~predicted, ~y & predicted, ~y & ~predicted)
-    hits, misses, false_alarms, rejections = (sums(weights, rows) for rows in answers)
-    positives, negatives = hits + misses, false_alarms + rejections
-    f1 = ratio(2 * hits, positives + hits + false_alarms)
+    hits, positives, answers = sums(weights, y & predicted, y, predicted)
+    total = totals(weights)
+    negatives, rejections = total - positives, total - positives - answers + hits
+    f1 = ratio(2 * hits, positives + answers)
     return {
-        "accuracy": ratio(hits + rejections, positives + negatives),
+        "accuracy": ratio(hits + rejections, total),
         "balanced_accuracy": (ratio(hits, positives) + ratio(rejections, negatives)) / 2,
         "f1": np.where(positives > 0, f1, np.nan),
     }
@@ -56,7 +56,7 @@ def class_threshold_metrics(y: Array, scores: Array, weights: Array) -> dict[str
     dict of arrays [B, 1], float64
     """
     truth, predicted = one_hot(y, scores.shape[1]), one_hot(scores.argmax(axis=1), scores.shape[1])
-    positives, answers, hits = (sums(weights, rows) for rows in (truth, predicted, truth & predicted))
+    positives, answers, hits = sums(weights, truth, predicted, truth & predicted)
     return {
         "accuracy": ratio(hits.sum(axis=1, keepdims=True), totals(weights)),
         "balanced_accuracy": macro(ratio(hits, positives))[:, None],
