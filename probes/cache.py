@@ -21,7 +21,7 @@ from .moments import FoldStatistics
 from .tridiagonal import TridiagonalBasis
 
 VERSION = 2
-"""Of the numbers that are kept: to be raised with every change of what `accumulate`, `ridge_bases` or `logistic_bases` compute."""
+"""Of the numbers that are kept: to be raised with every change of how sums or bases are computed."""
 
 _SMALL = 10**8
 """Bytes of a layer's statistics that are kept however small the layer itself is."""

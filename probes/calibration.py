@@ -229,7 +229,8 @@ def _cross_entropy(
 ) -> tuple[Floats, Floats, Floats]:
     """Return loss [k], gradient [k, 2] and Hessian [k, 2, 2] in slope and intercept ([k, 2]) of targets ``which`` [k].
 
-    ``x`` is ``[target, row]``, without the rows from and to ``left_out``; ``answers`` ``[target, 2]`` are Σ t x and Σ t.
+    ``x`` is ``[target, row]``, and rows between the two ``left_out`` have no part; ``answers``, ``[target, 2]``, are
+    Σ t x and Σ t.
     """
     found = np.zeros((len(which), 6))
     slope, intercept = theta.astype(x.dtype).T[:, :, None]
@@ -269,8 +270,8 @@ def _newton(
     least = damping = 1e-12 * (1 + np.abs(loss))
     for _ in range(_MAX_STEPS):
         values, vectors = np.linalg.eigh(hessian)
-        turned = np.vecdot(vectors, gradient[:, :, None], axis=1) / (np.maximum(values, 0) + damping[:, None])
-        step = np.vecdot(vectors, turned[:, None, :])
+        turned = (vectors.mT @ gradient[:, :, None])[:, :, 0] / (np.maximum(values, 0) + damping[:, None])
+        step = (vectors @ turned[:, :, None])[:, :, 0]
         decrease = np.vecdot(gradient, step)
         near = decrease <= tolerance * (1 + np.abs(loss))
         # The error squares with every step: this is the last that shows.

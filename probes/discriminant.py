@@ -172,9 +172,7 @@ def nearest_mean(moments: Moments, per_target: bool) -> tuple[Array, Array]:
     return _round((difference / xp.where(squared > 0, squared, xp.ones_like(squared))).T, moments.mean_y, moments)
 
 
-def _discriminant(
-    moments: Moments, basis: Basis, alpha: np.ndarray[Any, Any], per_target: bool
-) -> tuple[Array, Array]:
+def _discriminant(moments: Moments, basis: Basis, alpha: np.ndarray[Any, Any], per_target: bool) -> tuple[Array, Array]:
     xp, device = array_api_compat.array_namespace(moments.sxy), array_api_compat.device(moments.sxy)
     share, root = moments.mean_y, xp.sqrt(_count(moments, per_target))
     ridge = xp.asarray(alpha, dtype=xp.float64, device=device)

@@ -15,7 +15,9 @@ from .moments import FoldStatistics, Moments
 
 @dataclass(frozen=True, slots=True)
 class Basis(ABC):
-    r"""Orthonormal basis of one training part, in which :math:`D^{-1} S_{xx} D^{-1} = Q T Q^\top` with T of few numbers.
+    r"""Orthonormal basis of one training part, in which its Gram matrix is of few numbers.
+
+    :math:`D^{-1} S_{xx} D^{-1} = Q T Q^\top`, T diagonal or tridiagonal.
 
     Attributes
     ----------

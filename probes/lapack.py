@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,4 +114,5 @@ def _signature(name: str) -> bytes:
 def _capsule(name: str) -> object:
     from scipy.linalg import cython_lapack
 
-    return cython_lapack.__pyx_capi__[name]
+    capsules: Mapping[str, object] = vars(cython_lapack)["__pyx_capi__"]
+    return capsules[name]

@@ -39,8 +39,6 @@ class BatchedLBFGS:
         1 where the penalty applies, 0 where not (intercepts).
     precision : float
         Relative rounding error of the losses.
-    dtype : dtype, optional
-        Of the history, from which directions are made, but not what they are judged by: that is float64.
     memory : int
         Pairs of the history.
 
@@ -62,12 +60,10 @@ class BatchedLBFGS:
         penalised: Array,
         *,
         precision: float,
-        dtype: Any = None,
         memory: int = 16,
     ) -> None:
         n_problems, size = start.shape
         self._backend, self._memory, self._precision = backend, memory, precision
-        self._dtype = dtype or backend.xp.float64
         self._penalised = penalised
         self.point = start
         self.alpha = alpha.copy()
@@ -139,7 +135,7 @@ class BatchedLBFGS:
         """Give some problems (indices) another α; they go on from where they stand."""
         if problems.size:
             at, xp = self._backend.indices(problems), self._backend.xp
-            change = xp.astype(self._column(alpha - self.alpha[problems]) * self._penalised, self._dtype)
+            change = self._column(alpha - self.alpha[problems]) * self._penalised
             for s, y, _, _ in self._pairs:
                 y[at, :] += change * xp.take(s, at, axis=0)
         self.alpha[problems] = alpha
@@ -160,26 +156,28 @@ class BatchedLBFGS:
 
     def aim(self) -> None:
         """Choose the next direction and step of every problem whose last trial was accepted."""
-        xp, gradient, hessian = self._backend.xp, self._full_gradient(), self._hessian(self._curvature)
-        q = xp.astype(gradient, self._dtype, copy=True)
+        gradient = self._full_gradient()
+        hessian = self._hessian(self._curvature)
+        q = self._backend.xp.asarray(gradient, copy=True)
         coefficients: list[np.ndarray[Any, Any]] = []
         for s, y, sy, ss in reversed(self._pairs):
-            a = self._rho(sy, ss) * self._dot(s, q)
+            rho = self._rho(sy, ss)
+            a = rho * self._dot(s, q)
             coefficients.append(a)
-            q -= self._column(a, self._dtype) * y
-        q *= xp.astype(self._column(self._gain(hessian)) / hessian, self._dtype)
+            q -= self._column(a) * y
+        q /= hessian
+        q *= self._column(self._gain(hessian))
         for (s, y, sy, ss), a in zip(self._pairs, reversed(coefficients), strict=True):
             b = self._rho(sy, ss) * self._dot(y, q)
-            q += self._column(a - b, self._dtype) * s
-        q = xp.astype(q, xp.float64)
+            q += self._column(a - b) * s
         slope = -self._dot(gradient, q)
         uphill = self.accepted & ~(slope < 0)
         if uphill.any():  # only where rounding has spoilt the history
             flat = self._column(uphill.astype(np.float64)) > 0
-            q = xp.where(flat, gradient / hessian, q)
+            q = self._backend.xp.where(flat, gradient / hessian, q)
             slope = np.where(uphill, -self._dot(gradient, q), slope)
         take = self._column(self.accepted.astype(np.float64)) > 0
-        self._direction = xp.where(take, -q, self._direction)
+        self._direction = self._backend.xp.where(take, -q, self._direction)
         self._slope = np.where(self.accepted, slope, self._slope)
         self._step = np.where(self.accepted, 1.0, self._step)
 
@@ -199,7 +197,6 @@ class BatchedLBFGS:
         # A problem whose trial was refused puts in an empty pair, which has no effect.
         sy, ss = np.where(self.accepted, sy, 0.0), np.where(self.accepted, ss, 0.0)
         y += self._column(self.alpha) * self._penalised * s
-        s, y = (self._backend.xp.astype(x, self._dtype, copy=False) for x in (s, y))
         self._pairs = [*self._pairs, (s, y, sy, ss)][-self._memory :]
 
     def _rho(self, sy: np.ndarray[Any, Any], ss: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -228,5 +225,5 @@ class BatchedLBFGS:
     def _dot(self, a: Array, b: Array) -> np.ndarray[Any, Any]:
         return np.asarray(to_numpy(self._backend.xp.linalg.vecdot(a, b)))
 
-    def _column(self, values: np.ndarray[Any, Any], dtype: Any = None) -> Array:
-        return self._backend.asarray(values, dtype or self._backend.xp.float64)[:, None]
+    def _column(self, values: np.ndarray[Any, Any]) -> Array:
+        return self._backend.asarray(values, self._backend.xp.float64)[:, None]

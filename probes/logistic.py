@@ -26,9 +26,11 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from sonde.errors import InputError
+
 from .backend import Array
 from .class_weights import ClassWeight
-from .eigenbasis import Eigenbasis, eigenbases, eigenbasis
+from .eigenbasis import Basis, Eigenbasis, eigenbases, eigenbasis
 from .moments import FoldStatistics
 from .objective import Kind, LogisticObjective, label_array
 from .pathwise import PathSolver
@@ -221,7 +223,7 @@ def logistic_cv(
     sample_weight: Any = None,
     class_weight: ClassWeight = None,
     standardize: bool = True,
-    bases: Sequence[Eigenbasis] | None = None,
+    bases: Sequence[Basis] | None = None,
     cv_tol: float | None = None,
     tol: float = 1e-6,
     max_passes: int = 200,
@@ -256,7 +258,7 @@ def logistic_cv(
     Raises
     ------
     InputError
-        If data are not usable, or a target has only one class in a training part.
+        If data are not usable, a target has only one class in a training part, or `bases` are no eigenbases.
 
     Warns
     -----
@@ -267,7 +269,11 @@ def logistic_cv(
     checked, n_folds = alpha_array(alphas), stats.n_folds
     fold = fold_array(folds, n_folds)
     labels = label_array(y, fold >= 0, kind)
-    by_split = dict(enumerate(bases or logistic_bases(stats, standardize=standardize)))
+    by_split: dict[int, Eigenbasis] = {}
+    for split, basis in enumerate(bases or logistic_bases(stats, standardize=standardize)):
+        if not isinstance(basis, Eigenbasis):
+            raise InputError("logistic probes need eigenvectors: give the bases that `eigenbases` makes, or none")
+        by_split[split] = basis
     live = by_split[n_folds].live
     objective = _objective(rows, labels, fold, stats, live, weight_array(sample_weight, fold >= 0), kind, class_weight)
     solver = PathSolver(objective, by_split, stats.shift_x, stats.dtype, kind, tol, max_passes)

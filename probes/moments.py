@@ -142,7 +142,7 @@ class FoldStatistics:
         return self._moments([f for f in range(self.n_folds) if f != fold])
 
     def parts(self) -> Iterator[Moments]:
-        """Give out the moments without fold 0, …, without fold F-1, and of all rows: one at a time, as they are large."""
+        """Give out the moments without fold 0, …, without fold F-1, and of all rows, one at a time: they are large."""
         for fold in range(self.n_folds):
             yield self.without(fold)
         yield self.total()

@@ -219,7 +219,7 @@ class LogisticObjective:
 
     def _bounds(self, split: np.ndarray[Any, Any]) -> list[int]:
         """Return where the problems that hold out each fold begin, and where those that hold out none."""
-        return np.searchsorted(split, np.arange(self._n_folds + 1)).tolist()
+        return list(map(int, np.searchsorted(split, np.arange(self._n_folds + 1))))
 
     def _sizes(self, n_columns: int) -> tuple[int, int]:
         """Return how many rows are multiplied, and made into losses and residuals, at a time."""

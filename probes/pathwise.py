@@ -175,7 +175,6 @@ class PathSolver:
             np.asarray([q[0][1] for q in walkers.queue]),
             self._penalised(),
             precision=10 * self._eps,
-            dtype=self._dtype,
         )
         # The intercept alone: what gradients are measured against, and the first point; of all stretches the same.
         problem = walkers.split * self._n_problems + walkers.target

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .sums import Array, Floats, blocks, dtype_of, macro, narrowest_dtype, one_hot, ratio, sums_by_group
+from .sums import Array, Floats, blocks, exact_dtype, macro, narrowest_dtype, one_hot, ratio, sums_by_group
+
+_FEW = 64
 
 
 def ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats]:
@@ -33,7 +35,8 @@ def ranking_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Floats
         NaN where the positives, or of AUROC the negatives, have no weight.
     """
     precision, lost = np.full((2, len(weights), y.shape[1]), np.nan)
-    dtype = dtype_of(weights)
+    # Of many draws the precisions are rounded to float32, and their average is right to a ten-millionth.
+    dtype = exact_dtype(weights) if len(weights) > 1 else np.dtype(np.float64)
     for draws, block in blocks(weights, narrowest_dtype(weights)):
         for t in np.flatnonzero(y.any(axis=0)):
             precision[draws, t], lost[draws, t] = _rank(y[:, t], scores[:, t], block, dtype)
@@ -69,19 +72,24 @@ def _rank(y: Array, scores: Array, weights: Array, dtype: np.dtype[Any]) -> tupl
     gained = sums_by_group(weights, positive, level, len(descending))
     found = _accumulate(gained.copy())
     passed = _accumulate(sums_by_group(weights, negative, above, len(descending) + 1))
-    positives, negatives = found[-1].astype(np.float64), passed[-1].astype(np.float64)
-    gained, found, passed = (x.astype(dtype) for x in (gained, found, passed[:-1]))
-    # Products with ones are quicker than sums down the columns.
-    ones = np.ones(len(gained), dtype)
-    worse = (ones @ (gained * passed)).astype(np.float64)
+    gained, found, passed = (x.astype(dtype) for x in (gained, found, passed))
+    positives, negatives, passed = found[-1].astype(np.float64), passed[-1].astype(np.float64), passed[:-1]
+    worse = _total(gained * passed)
     if equal.any():
         tied = sums_by_group(weights, negative[equal], above[equal], len(descending))
-        worse -= (ones @ (gained * tied.astype(dtype))).astype(np.float64) / 2
+        worse -= _total(gained * tied.astype(dtype)) / 2
     passed += found
     np.maximum(passed, np.finfo(dtype).tiny, out=passed)  # where there is nothing yet, precision is 0
-    found /= passed
-    found *= gained
-    return ratio((ones @ found).astype(np.float64), positives), ratio(worse, positives * negatives)
+    gained *= found
+    gained /= passed
+    return ratio(_total(gained), positives), ratio(worse, positives * negatives)
+
+
+def _total(x: Array) -> Floats:
+    """Add up the rows of x [K, B]: a few in its own dtype, and the sums of these in float64."""
+    whole = len(x) // _FEW * _FEW
+    few = x[:whole].reshape(-1, _FEW, x.shape[1]).sum(axis=1)
+    return np.asarray(few.sum(axis=0, dtype=np.float64) + x[whole:].sum(axis=0, dtype=np.float64))
 
 
 def _accumulate(x: Array) -> Array:

@@ -24,10 +24,10 @@ def regression_metrics(y: Array, scores: Array, weights: Array) -> dict[str, Flo
     """
     y, scores = y.astype(np.float64), scores.astype(np.float64)
     error = (y - scores) ** 2
-    # Variances are differences of sums: centring first keeps their digits, float64 those of every draw.
+    # Variances are differences of sums: centring first keeps their digits.
     y, scores = y - y.mean(axis=0), scores - scores.mean(axis=0)
     error, mean, mean_score, square, square_score, product = averages(
-        weights, error, y, scores, y * y, scores * scores, y * scores, dtype=np.float64
+        weights, error, y, scores, y * y, scores * scores, y * scores
     )
     variance = _beyond_rounding(square - mean**2, square)
     score_variance = _beyond_rounding(square_score - mean_score**2, square_score)

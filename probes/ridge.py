@@ -77,9 +77,7 @@ class RidgeFit:
     fold_bias: Array
 
 
-def ridge_path(
-    moments: Moments, alphas: Any, *, standardize: bool = True, basis: Basis | None = None
-) -> RidgePath:
+def ridge_path(moments: Moments, alphas: Any, *, standardize: bool = True, basis: Basis | None = None) -> RidgePath:
     """Solve ridge regression for every α and target.
 
     Parameters
@@ -138,7 +136,8 @@ def ridge_cv(
     standardize : bool
         Whether the penalty applies to standardised columns; ignored if `bases` is given.
     bases : sequence of F + 1 Basis, optional
-        What `ridge_bases` or `eigenbases` gives, if it is known; `stats` then need no Gram matrices, and the result has the same bits.
+        What `ridge_bases` or `eigenbases` gives, if it is known; `stats` then need no Gram matrices. With what
+        `ridge_bases` gives the result has the same bits.
 
     Returns
     -------
@@ -271,7 +270,7 @@ class Mixture:
     of_alphas : float64 array of shape [A, A], numpy
         Orthogonal; column k says how much of each penalty's solution is in sum k.
     n_main : int
-        Sums that matter; products of two others are below a hundred times the rounding of the dtype.
+        Sums that matter: products of two others are below the rounding of the dtype.
     """
 
     of_alphas: np.ndarray[Any, Any]
@@ -283,7 +282,7 @@ class Mixture:
         weakest = float(alphas.min())
         values = np.append(np.geomspace(weakest / 100, max(greatest, weakest), _GRID), 0.0) + weakest
         left, sizes, _ = np.linalg.svd(values / (alphas[:, None] - weakest + values))
-        return cls(left, int((sizes > (100 * eps) ** 0.5 * sizes[0]).sum()))
+        return cls(left, int((sizes > eps**0.5 * sizes[0]).sum()))
 
 
 def _held_out_error(

@@ -24,14 +24,14 @@ def sums(weights: Array, *values: Array, dtype: Any = None) -> tuple[Floats, ...
     weights : array [B, N]
     values : arrays [N, T], all bool or all float
     dtype
-        In which it is computed; left out, counts are exact and else it is as `dtype_of` says.
+        In which it is computed; left out, float64, or what gives the same of counts.
 
     Returns
     -------
     tuple of arrays [B, T], float64
     """
     if dtype is None:
-        dtype = exact_dtype(weights) if all(x.dtype == bool for x in values) else dtype_of(weights)
+        dtype = exact_dtype(weights) if all(x.dtype == bool for x in values) else np.float64
     together = np.concatenate(values, axis=1).astype(dtype)
     out = np.empty((len(weights), together.shape[1]))
     for draws in _slices(weights):
@@ -39,10 +39,10 @@ def sums(weights: Array, *values: Array, dtype: Any = None) -> tuple[Floats, ...
     return tuple(np.split(out, np.cumsum([x.shape[1] for x in values])[:-1], axis=1))
 
 
-def averages(weights: Array, *values: Array, dtype: Any = None) -> tuple[Floats, ...]:
-    """Compute the weighted mean of each column, as `sums`: float64 [B, T] of weights [B, N] and values [N, T]."""
+def averages(weights: Array, *values: Array) -> tuple[Floats, ...]:
+    """Compute the weighted mean of each column: float64 [B, T] of weights [B, N] and values [N, T]."""
     total = totals(weights)
-    return tuple(ratio(x, total) for x in sums(weights, *values, dtype=dtype))
+    return tuple(ratio(x, total) for x in sums(weights, *values))
 
 
 def totals(weights: Array) -> Floats:
@@ -63,14 +63,6 @@ def narrowest_dtype(weights: Array) -> np.dtype[Any]:
 def _most(weights: Array) -> float:
     """Return the greatest sum of a draw's weights; infinity if they are not counts."""
     return float(weights.sum(axis=1, dtype=np.int64).max()) if weights.dtype.kind in "bui" else np.inf
-
-
-def dtype_of(weights: Array) -> np.dtype[Any]:
-    """Choose in what values are added up under weights [B, N]: float32 for counts of many draws, else float64.
-
-    The draws of a bootstrap are for the ends of intervals, which do not need more.
-    """
-    return exact_dtype(weights) if len(weights) > 1 else np.dtype(np.float64)
 
 
 def blocks(weights: Array, dtype: np.dtype[Any]) -> Iterator[tuple[slice, Array]]:

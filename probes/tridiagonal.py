@@ -1,8 +1,9 @@
 r"""Bases in which Gram matrices are tridiagonal: enough for ridge probes, at half the cost of eigenvectors.
 
-With :math:`D^{-1} S_{xx} D^{-1} = Q T Q^\top`, T tridiagonal, the solutions of every penalty, :math:`(T + \alpha)^{-1} p`,
-cost as little as those in the eigenbasis but for a constant (Eldén 1977, "Algorithms for the regularization of
-ill-conditioned least squares problems", who has T = BᵀB of a bidiagonal B).
+With :math:`D^{-1} S_{xx} D^{-1} = Q T Q^\top`, T tridiagonal, the solutions of every penalty α are
+:math:`Q (T + \alpha)^{-1} Q^\top D^{-1} s_{xy}`, at a cost that grows like the number of columns, as in the eigenbasis
+(Eldén 1977, "Algorithms for the regularization of ill-conditioned least squares problems", who reduces x itself to
+bidiagonal form).
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from sklearn.neighbors import NearestCentroid
 from sonde.errors import InputError
 from sonde.probes.backend import to_numpy
 from sonde.probes.discriminant import lda, mean_difference
-from sonde.probes.tridiagonal import ridge_bases
 from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
+from sonde.probes.tridiagonal import ridge_bases
 
 ALPHAS = np.logspace(-1, 4, 4)
 N, F = 90, 3

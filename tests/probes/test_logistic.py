@@ -14,6 +14,7 @@ from sonde.probes.eigenbasis import eigenbases
 from sonde.probes.logistic import UnconvergedWarning, logistic_cv, logistic_path
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
+from sonde.probes.tridiagonal import ridge_bases
 
 ALPHAS = np.logspace(3, -1, 5)
 NAMESPACES = [np.asarray, torch.from_numpy]
@@ -263,6 +264,8 @@ def test_known_eigenbases_give_the_same_answer(data):
     stats = accumulate(rows, None, folds)
     again = logistic_cv(rows, y, folds, stats, ALPHAS, bases=eigenbases(stats), tol=1e-8)
     assert_same(again.weights, logistic_cv(rows, y, folds, stats, ALPHAS, tol=1e-8).weights)
+    with pytest.raises(InputError, match="need eigenvectors"):
+        logistic_cv(rows, y, folds, stats, ALPHAS, bases=ridge_bases(stats))
 
 
 def test_cross_validation_over_fewer_rows_than_columns_equals_brute_force():

@@ -122,8 +122,9 @@ def test_values_and_intervals_are_those_of_scikit_learn_on_every_draw(
     weights = cluster_weights(example.store.groups[test].tolist(), N_DRAWS, SEED)
     drawn = pd.DataFrame([score(np.repeat(np.arange(len(y)), draw)) for draw in weights])
     for key, draws in drawn.items():
+        # Of many draws precisions and calibration errors are computed in float32.
         assert found.loc[key, ["low", "high"]].tolist() == pytest.approx(
-            np.nanquantile(draws, [0.025, 0.975]), abs=1e-9
+            np.nanquantile(draws, [0.025, 0.975]), abs=1e-6
         )
 
 
