@@ -7,7 +7,8 @@ Questions, of a bfloat16 store of layers whose multi-label targets are true of 0
   `RidgeCV`, and the statistics alone beside cvmatrix;
 * logistic probes of all layers and of one: beside scikit-learn's `LogisticRegression` in a loop, probelab's
   `Logistic` in the same loop, and an Adam loop;
-* new labels for a store that has been probed before, beside reading its layers once;
+* new labels for a store that has been probed before, beside reading its layers once, and beside the two products that
+  no probe of new labels can do without, XᵀY and the scores of every row;
 * how ridge and its floor grow in rows, hidden size, targets, alphas, folds and layers (``--plots`` draws it);
 * peak memory at N and at 4 N rows.
 
@@ -273,6 +274,15 @@ def reprobe(store: Store, shape: Shape, size: Size) -> Answer:
             for _ in store.layer(SITE, TOKENS, layer):
                 pass
 
+    y = np.ones((shape.rows, shape.targets), np.float32)
+    weights = np.ones((shape.hidden, shape.targets), np.float32)
+
+    def multiply(layer: int) -> None:
+        for rows, x in store.layer(SITE, TOKENS, layer):
+            wide = x.astype(np.float32)
+            wide.T @ y[rows]
+            wide @ weights
+
     new, no_bootstrap = f"new labels, {size.draws} draws", "new labels, 1 draw"
     start = time.perf_counter()
     probe(store, "objects", n_draws=size.draws, **options)
@@ -282,6 +292,7 @@ def reprobe(store: Store, shape: Shape, size: Size) -> Answer:
     seconds = take_turns(
         {
             "read the layers": read,
+            "read, XᵀY and scores": lambda: on_all_layers(store, multiply),
             new: lambda: probe(store, "new objects", n_draws=size.draws, **options),
             no_bootstrap: lambda: probe(store, "new objects", n_draws=1, **options),
         },
