@@ -35,10 +35,17 @@ def tridiagonalise(matrix: Floats) -> tuple[Floats, Floats, Floats]:
         Q, orthogonal.
     diagonal, below : float64 arrays of shape [n] and [n]
         Of T; the last of `below` is 0.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not square.
     """
     n = len(matrix)
+    if matrix.shape != (n, n):
+        raise ValueError(f"a matrix of shape {matrix.shape} is not symmetric")
     # What is symmetric is the same column by column; so Q comes back transposed.
-    q = np.array(matrix, order="C", copy=True)
+    q = np.array(matrix, np.float64, order="C")
     diagonal, below, reflectors, work = np.empty(n), np.zeros(n), np.zeros(n), np.empty(_BLOCK * n)
     _call("dsytrd", b"L", n, q, n, diagonal, below, reflectors, work, work.size)
     _call("dorgtr", b"L", n, q, n, reflectors, work, work.size)
@@ -57,8 +64,15 @@ def factorise(diagonal: Floats, below: Floats) -> tuple[Floats, Floats] | None:
     -------
     diagonal, below : float64 arrays of shape [n] and [n]
         Of D > 0, and of L, whose diagonal is 1. None if the matrix is not positive definite.
+
+    Raises
+    ------
+    ValueError
+        If the two have different shapes.
     """
-    diagonal, below = diagonal.copy(), below.copy()
+    diagonal, below = np.array(diagonal, np.float64), np.array(below, np.float64)
+    if diagonal.ndim != 1 or diagonal.shape != below.shape:
+        raise ValueError(f"diagonals of shapes {diagonal.shape} and {below.shape} are of no tridiagonal matrix")
     return (diagonal, below) if _call("dpttrf", len(diagonal), diagonal, below) == 0 else None
 
 
@@ -71,7 +85,14 @@ def substitute(factors: tuple[Floats, Floats], rows: Floats) -> None:
         As `factorise` returns them.
     rows : float64 array of shape [k, n], C-contiguous
         Overwritten.
+
+    Raises
+    ------
+    ValueError
+        If they are not such.
     """
+    if rows.dtype != np.float64 or not rows.flags.c_contiguous or rows.ndim != 2 or rows.shape[1] != len(factors[0]):
+        raise ValueError(f"{rows.dtype} rows of shape {rows.shape} for a matrix of {len(factors[0])} rows")
     _call("dpttrs", rows.shape[1], rows.shape[0], *factors, rows, rows.shape[1])
 
 

@@ -14,6 +14,8 @@ _SUFFICIENT = 1e-4
 _FLAT = 0.8
 """Approximate Wolfe: the slope after a step, against the slope before it, at which a step may end."""
 
+_TINY = float(np.finfo(np.float64).tiny)
+
 _MAX_REJECTIONS = 10
 """Steps refused in a row after which a problem has stalled: shorter ones are below the precision of its loss."""
 
@@ -159,17 +161,16 @@ class BatchedLBFGS:
         gradient = self._full_gradient()
         hessian = self._hessian(self._curvature)
         q = self._backend.xp.asarray(gradient, copy=True)
-        coefficients: list[np.ndarray[Any, Any]] = []
+        scaled: list[tuple[Array, Array, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
         for s, y, sy, ss in reversed(self._pairs):
             rho = self._rho(sy, ss)
             a = rho * self._dot(s, q)
-            coefficients.append(a)
+            scaled.append((s, y, rho, a))
             q -= self._column(a) * y
         q /= hessian
         q *= self._column(self._gain(hessian))
-        for (s, y, sy, ss), a in zip(self._pairs, reversed(coefficients), strict=True):
-            b = self._rho(sy, ss) * self._dot(y, q)
-            q += self._column(a - b) * s
+        for s, y, rho, a in reversed(scaled):
+            q += self._column(a - rho * self._dot(y, q)) * s
         slope = -self._dot(gradient, q)
         uphill = self.accepted & ~(slope < 0)
         if uphill.any():  # only where rounding has spoilt the history
@@ -201,7 +202,7 @@ class BatchedLBFGS:
 
     def _rho(self, sy: np.ndarray[Any, Any], ss: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         total = sy + self.alpha * ss
-        usable = (sy > 0) & (total > np.finfo(np.float64).tiny)
+        usable = (sy > 0) & (total > _TINY)
         return np.where(usable, 1.0 / np.where(usable, total, 1.0), 0.0)
 
     def _gain(self, hessian: Array) -> np.ndarray[Any, Any]:
@@ -210,7 +211,7 @@ class BatchedLBFGS:
             return np.ones(self.alpha.size)
         _, y, sy, ss = self._pairs[-1]
         size = self._dot(y, y / hessian)
-        usable = (self._rho(sy, ss) > 0) & (size > np.finfo(np.float64).tiny)
+        usable = (self._rho(sy, ss) > 0) & (size > _TINY)
         return np.where(usable, np.minimum(1.0, (sy + self.alpha * ss) / np.where(usable, size, 1.0)), 1.0)
 
     def _full_gradient(self) -> Array:

@@ -68,9 +68,17 @@ class _Walkers:
     split: np.ndarray[Any, Any]
     target: np.ndarray[Any, Any]
     queue: list[list[tuple[int, float]]]  # (index, α) still to solve, the present one first
+    # What is known of the problems' training parts, a row each.
+    offset: Array  # [P, D], the mean of x less the shift
+    scale: Array  # [P, D]
+    squares: Array  # [P, r + 1], what multiplies p(1-p) in the Hessian's diagonal: Λ, and W for the intercept
+    turn: Array  # [P, K, K]
 
     def keep(self, which: np.ndarray[Any, Any]) -> _Walkers:
-        return _Walkers(self.split[which], self.target[which], [self.queue[i] for i in which.tolist()])
+        at = Backend.of(self.offset).indices(which)
+        xp = Backend.of(self.offset).xp
+        of_parts = (xp.take(a, at, axis=0) for a in (self.offset, self.scale, self.squares, self.turn))
+        return _Walkers(self.split[which], self.target[which], [self.queue[i] for i in which.tolist()], *of_parts)
 
 
 class PathSolver:
@@ -133,7 +141,7 @@ class PathSolver:
         cuts = np.linspace(0, len(descending), n_stretches + 1).astype(int).tolist()
         stretches = [descending[a:b] for a, b in itertools.pairwise(cuts)]
         plan = [(s, t, q) for s in splits for t in range(self._n_problems) for q in stretches]
-        walkers = _Walkers(
+        walkers = self._walkers(
             np.asarray([s for s, _, _ in plan]), np.asarray([t for _, t, _ in plan]), [list(q) for _, _, q in plan]
         )
         return self._run(walkers, len(alphas), splits, None, tol or self._tol)
@@ -151,7 +159,7 @@ class PathSolver:
             )
             start = xp.matmul(self._backend.asarray(self._turn[split].T), start)
             starts.append(xp.reshape(start, (self._n_problems, -1)))
-        walkers = _Walkers(
+        walkers = self._walkers(
             np.repeat(splits, self._n_problems),
             np.tile(np.arange(self._n_problems), len(splits)),
             [[(0, float(a))] for _ in splits for a in alpha],
@@ -226,23 +234,19 @@ class PathSolver:
     def _evaluate(self, point: Array, walkers: _Walkers, floor: Array | None) -> _Evaluation:
         """Evaluate points ([P, K·(D+1)]) in one pass; curvatures are at least `floor`."""
         xp = self._backend.xp
-        weights, intercept = self._raw(point, walkers.split)
+        weights, intercept = self._raw(point, walkers)
         rounded = xp.astype(weights, self._dtype)
-        offset = self._per_split(walkers.split, lambda basis: basis.mean_x - self._shift)
-        wide = xp.astype(rounded, xp.float64)
-        bias = intercept - xp.sum(wide * offset[:, None, :], axis=2)
+        bias = intercept - xp.sum(xp.astype(rounded, xp.float64) * walkers.offset[:, None, :], axis=2)
         sums = self._objective.evaluate(rounded, xp.astype(bias, self._dtype), walkers.target, walkers.split)
-        scale = self._per_split(walkers.split, lambda basis: basis.scale)[:, None, :]
-        raw = (sums.gradient - sums.residual[:, :, None] * offset[:, None, :]) / scale
-        gradient = self._rotate(raw, walkers.split, back=False)
-        turn = np.stack([self._turn[int(s)] for s in walkers.split])
-        gradient = xp.concat([gradient, sums.residual[:, :, None]], axis=2)
+        raw = (sums.gradient - sums.residual[:, :, None] * walkers.offset[:, None, :]) / walkers.scale[:, None, :]
+        gradient = xp.concat([self._rotate(raw, walkers.split, back=False), sums.residual[:, :, None]], axis=2)
+        mean = self._backend.asarray(sums.curvature)
         if self._n_columns > 1:
-            gradient = xp.matmul(self._backend.asarray(turn.transpose(0, 2, 1)), gradient)
-        values = self._per_split(walkers.split, lambda basis: self._curvatures(basis))
-        mean = np.einsum("pjk,pjl,plk->pk", turn, sums.curvature, turn)
-        mean = self._backend.asarray(np.maximum(mean, _LEAST_CURVATURE * mean.max(axis=1, keepdims=True)))
-        curvature = xp.reshape(mean[:, :, None] * values[:, None, :], point.shape)
+            back = xp.permute_dims(walkers.turn, (0, 2, 1))
+            gradient, mean = xp.matmul(back, gradient), xp.matmul(xp.matmul(back, mean), walkers.turn)
+        mean = xp.linalg.diagonal(mean)
+        mean = xp.maximum(mean, _LEAST_CURVATURE * xp.max(mean, axis=1, keepdims=True))
+        curvature = xp.reshape(mean[:, :, None] * walkers.squares[:, None, :], point.shape)
         return _Evaluation(
             loss=sums.loss,
             gradient=xp.reshape(gradient, point.shape),
@@ -262,7 +266,7 @@ class PathSolver:
         """Write down what is done; `about_shift` ([A, S, T]) is the bias of x - shift."""
         xp = self._backend.xp
         point = xp.take(problems.point, self._backend.indices(done), axis=0)
-        weights, intercept = self._raw(point, walkers.split[done])
+        weights, intercept = self._raw(point, walkers.keep(done))
         for row, i in enumerate(done.tolist()):
             split, target, alpha = int(walkers.split[i]), int(walkers.target[i]), walkers.queue[i][0][0]
             at, mean_x = splits.index(split), self._bases[split].mean_x
@@ -291,14 +295,14 @@ class PathSolver:
         )
         return loss.reshape(len(splits), n_alphas, self._n_problems).transpose(1, 0, 2)
 
-    def _raw(self, point: Array, split: np.ndarray[Any, Any]) -> tuple[Array, Array]:
+    def _raw(self, point: Array, walkers: _Walkers) -> tuple[Array, Array]:
         """Return weights [P, K, D] in raw units of x, and intercepts [P, K] at the mean of x."""
         xp = self._backend.xp
-        columns = xp.reshape(point, (split.size, self._n_columns, self._rank + 1))
+        columns = xp.reshape(point, (walkers.split.size, self._n_columns, self._rank + 1))
         if self._n_columns > 1:
-            columns = xp.matmul(self._backend.asarray(np.stack([self._turn[int(s)] for s in split])), columns)
-        scale = self._per_split(split, lambda basis: basis.scale)[:, None, :]
-        return self._rotate(columns[:, :, : self._rank], split, back=True) / scale, columns[:, :, self._rank]
+            columns = xp.matmul(walkers.turn, columns)
+        rotated = self._rotate(columns[:, :, : self._rank], walkers.split, back=True)
+        return rotated / walkers.scale[:, None, :], columns[:, :, self._rank]
 
     def _rotate(self, x: Array, split: np.ndarray[Any, Any], *, back: bool) -> Array:
         """Multiply rows, [P, K, D], by the eigenvectors of their splits, or those of [P, K, r] by their transposes."""
@@ -337,16 +341,20 @@ class PathSolver:
         mask[:, -1] = 0.0
         return self._backend.asarray(mask.ravel(), self._backend.xp.float64)
 
-    def _curvatures(self, basis: Eigenbasis) -> Array:
-        """Return the squares that multiply p(1-p) in the Hessian's diagonal, [r + 1]: Λ, and W for the intercept."""
-        xp = self._backend.xp
-        return xp.concat([basis.values, self._backend.asarray([basis.weight], xp.float64)])
-
-    def _per_split(self, split: np.ndarray[Any, Any], value: Any) -> Array:
-        """Return rows of ``value(basis)``, one per problem."""
-        present, inverse = np.unique(split, return_inverse=True)
-        rows = self._backend.xp.stack([value(self._bases[int(s)]) for s in present])
-        return self._backend.xp.take(rows, self._backend.indices(inverse), axis=0)
+    def _walkers(
+        self, split: np.ndarray[Any, Any], target: np.ndarray[Any, Any], queue: list[list[tuple[int, float]]]
+    ) -> _Walkers:
+        backend = self._backend
+        xp, present = backend.xp, np.unique(split)
+        bases = [self._bases[int(s)] for s in present]
+        of_parts = (
+            [basis.mean_x - self._shift for basis in bases],
+            [basis.scale for basis in bases],
+            [xp.concat([basis.values, backend.asarray([basis.weight], xp.float64)]) for basis in bases],
+            [backend.asarray(self._turn[int(s)]) for s in present],
+        )
+        at = backend.indices(np.searchsorted(present, split))
+        return _Walkers(split, target, queue, *(xp.take(xp.stack(rows), at, axis=0) for rows in of_parts))
 
     def _log_prior(self, split: int) -> np.ndarray[Any, Any]:
         """Return the intercepts ([T]) of the training part's prevalences, classes weighted."""

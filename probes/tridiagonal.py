@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from sonde.errors import InputError
+
 from . import lapack
 from .backend import Array, Backend, is_torch, to_numpy
 from .eigenbasis import Basis, eigenbases
@@ -61,7 +63,8 @@ class TridiagonalBasis(Basis):
 
     def _factors(self, alpha: float) -> tuple[lapack.Floats, lapack.Floats]:
         factors = lapack.factorise(to_numpy(self.diagonal) + alpha, to_numpy(self.below))
-        assert factors is not None, "there are none of what is not positive definite"
+        if factors is None:
+            raise InputError("these bases are not those of a Gram matrix: clear the cache with `sonde cache --clear`")
         return factors
 
 

@@ -45,6 +45,20 @@ def test_what_is_not_positive_definite_has_no_factors() -> None:
     assert lapack.factorise(np.array([1.0, 0.0]), np.array([0.0, 0.0])) is None
 
 
+def test_arrays_that_do_not_belong_together_never_reach_lapack() -> None:
+    factors = lapack.factorise(np.ones(4), np.zeros(4))
+    assert factors is not None
+    for call in (
+        lambda: lapack.factorise(np.ones(4), np.zeros(3)),
+        lambda: lapack.tridiagonalise(np.ones((3, 4))),
+        lambda: lapack.substitute(factors, np.ones((2, 5))),
+        lambda: lapack.substitute(factors, np.ones((2, 4), np.float32)),
+        lambda: lapack.substitute(factors, np.ones((4, 2)).T),
+    ):
+        with pytest.raises(ValueError, match="shape"):
+            call()
+
+
 def test_other_threads_run_while_a_matrix_is_decomposed() -> None:
     matrix, running, counted = positive_definite(900), threading.Event(), [0]
     interval = sys.getswitchinterval()
