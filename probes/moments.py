@@ -194,9 +194,11 @@ class FoldStatistics:
             return moments
         xp = array_api_compat.array_namespace(offset)
         sxx = _added(self.gram, folds)
-        sxx -= moments.weight * (offset[:, None] * offset[None, :])
+        step = moments.weight**0.5 * offset
+        sxx -= step[:, None] * step[None, :]
         moments = with_scale(moments, xp.linalg.diagonal(sxx) / moments.weight, offset)
-        sxx *= moments.live[:, None] * moments.live[None, :]
+        if not bool(xp.all(moments.live == 1)):
+            sxx *= moments.live[:, None] * moments.live[None, :]
         return replace(moments, sxx=sxx)
 
 

@@ -105,8 +105,9 @@ def _tridiagonal(moments: Moments, standardize: bool) -> TridiagonalBasis | None
     """Return the basis of one training part, or None if its Gram matrix is not positive definite to rounding."""
     backend = Backend.of(moments.mean_x)
     scale = moments.scale if standardize else backend.xp.ones_like(moments.mean_x)
-    matrix = to_numpy(moments.sxx) / to_numpy(scale)
-    matrix /= to_numpy(scale)[:, None]
+    inverse = 1 / to_numpy(scale)
+    matrix = to_numpy(moments.sxx) * inverse
+    matrix *= inverse[:, None]
     # Constant features, of which only zeros are left, stand aside.
     matrix[np.diag_indices_from(matrix)] += 1 - to_numpy(moments.live)
     vectors, diagonal, below = map(backend.asarray, lapack.tridiagonalise(matrix))

@@ -11,7 +11,8 @@ import torch
 from sonde.probes import lapack
 from sonde.probes.backend import to_numpy
 from sonde.probes.eigenbasis import Eigenbasis, eigenbases
-from sonde.probes.ridge import Mixture, ridge_cv
+from sonde.probes.held_out import Mixture
+from sonde.probes.ridge import ridge_cv
 from sonde.probes.rows import ArrayRows
 from sonde.probes.statistics import accumulate
 from sonde.probes.tridiagonal import TridiagonalBasis, ridge_bases
