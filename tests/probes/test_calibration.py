@@ -11,8 +11,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from sonde.probes import Problem, Split
-from sonde.probes.calibration import calibrate, platt_scaling, temperature_scaling
+from sonde.probes.calibration import calibrate, temperature_scaling
 from sonde.probes.metrics import score_probabilities
+from sonde.probes.platt import platt_scaling
 
 Floats = np.ndarray[Any, Any]
 N = 600
