@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from sonde.workers import open_cluster, run_on
 
+from . import lapack
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -71,6 +73,8 @@ def _on_threads(
     from threadpoolctl import threadpool_limits
 
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="probe")
+    # A library that tasks load would not be limited.
+    lapack.available()
     # One layer per core: BLAS threads of their own would fight over the cores.
     with threadpool_limits(max(1, CPU_COUNT // n_threads)):
         try:

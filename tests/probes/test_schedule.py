@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,21 @@ def test_workers_are_counted_and_are_either_local_or_the_schedulers(example: Any
         probe(example.store, "size", workers=0)
     with pytest.raises(InputError, match="give one of the two"):
         probe(example.store, "size", workers=2, scheduler="tcp://127.0.0.1:1")
+
+
+def test_threads_of_several_layers_have_one_blas_thread_each_of_every_library() -> None:
+    script = """
+import sys
+from sonde.probes.schedule import run_tasks
+assert "scipy" not in sys.modules
+
+def task(number):
+    import scipy.linalg, scipy.special, threadpoolctl
+    return [(pool["filepath"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info()]
+
+import dask.system
+dask.system.CPU_COUNT = 2
+for found in run_tasks(task, [0, 1], ()):
+    assert len(found) > 1 and {n for _, n in found} == {1}, found
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "2"})
