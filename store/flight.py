@@ -19,16 +19,22 @@ def in_flight(read: Callable[[T], R], places: Sequence[T], limit: int) -> Iterat
         yield from map(read, places)
         return
     with ThreadPoolExecutor(min(limit, len(places)), "sonde-read") as pool:
-        pending: deque[Future[R]] = deque()
+        pending: deque[tuple[T, Future[R]]] = deque()
+
+        def first() -> R:
+            place, future = pending.popleft()
+            # Where threads have not come to it, the cores are busy: to wait for one would cost more than to read.
+            return read(place) if future.cancel() else future.result()
+
         try:
             for place in places:
                 if len(pending) == limit:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(read, place))
+                    yield first()
+                pending.append((place, pool.submit(read, place)))
             while pending:
-                yield pending.popleft().result()
+                yield first()
         finally:
-            for future in pending:
+            for _, future in pending:
                 future.cancel()
 
 
