@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["multilabel", "multinomial"]
 _BLOCK, _PIECE = 2**19, 2**16
 """Logits multiplied at a time on a CPU, and made into losses and residuals at a time: what its caches hold."""
 
-_ROWS = 1024
+_ROWS, _ROWS_ON_A_GPU = 2**10, 2**14
 """Rows of a fold that are worth a product of their own."""
 
 
@@ -229,7 +229,7 @@ class LogisticObjective:
 
     def _rows_by_fold(self) -> Iterator[tuple[_Part, Array]]:
         """Give out rows of one fold at a time, shifted, with what is known of them."""
-        backend = self._backend
+        backend, enough = self._backend, _ROWS if str(self._backend.device) == "cpu" else _ROWS_ON_A_GPU
         waiting: dict[int, list[tuple[np.ndarray[Any, Any], Array]]] = {fold: [] for fold in range(self._n_folds)}
 
         def joined(fold: int) -> tuple[_Part, Array]:
@@ -244,7 +244,7 @@ class LogisticObjective:
             x = x if self._live is None else x * self._live
             for fold, mine in runs(self._folds[positions]):
                 waiting[fold].append((positions[mine], x[mine, :]))
-                if sum(numbers.size for numbers, _ in waiting[fold]) >= _ROWS:
+                if sum(numbers.size for numbers, _ in waiting[fold]) >= enough:
                     yield joined(fold)
         for fold in [fold for fold, some in waiting.items() if some]:
             yield joined(fold)
