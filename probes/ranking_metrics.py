@@ -67,8 +67,11 @@ def _rank(y: Array, scores: Array, weights: Array, dtype: np.dtype[Any]) -> tupl
     """Return AP and 1 − AUROC, [B] each, of one target [N] under weights [N, B]; sums of these are exact."""
     positive, negative = np.flatnonzero(y), np.flatnonzero(~y)
     descending, level = np.unique(-scores[positive], return_inverse=True)
-    above = np.searchsorted(descending, -scores[negative])
-    equal = np.append(descending, np.nan)[above] == -scores[negative]
+    lower = -scores[negative]
+    # What is in order is looked up three times as quickly.
+    order, above = np.argsort(lower), np.empty(len(lower), np.intp)
+    above[order] = np.searchsorted(descending, lower[order])
+    equal = np.append(descending, np.nan)[above] == lower
     gained = sums_by_group(weights, positive, level, len(descending))
     found = _accumulate(gained.copy())
     passed = _accumulate(sums_by_group(weights, negative, above, len(descending) + 1))
@@ -93,11 +96,13 @@ def _total(x: Array) -> Floats:
 
 
 def _accumulate(x: Array) -> Array:
-    """Replace the rows of x [K, B] by their running sums, and return it.
+    """Return the running sums of the rows of x [K, B], in its place if there are several columns.
 
     `numpy.cumsum` goes down one column after the other and misses the cache at every step. Here whole rows are added:
     inside blocks of √K rows, all blocks at once; the last rows of blocks to each other; these to the blocks below.
     """
+    if x.shape[1] == 1:
+        return np.cumsum(x, axis=0, dtype=x.dtype)
     size = isqrt(len(x)) + 1
     ends = x[size - 1 :: size]
     for i in range(1, size):
