@@ -38,10 +38,14 @@ class TridiagonalBasis(Basis):
         """Return (T+α)⁻¹p, as `Basis.shrink`."""
         p = np.ascontiguousarray(to_numpy(projected))
         solved = np.empty((len(alphas), *p.shape))
-        for into, alpha in zip(solved, np.broadcast_to(alphas, solved.shape[:2]), strict=True):
+        for into, alpha in zip(solved, alphas, strict=True):
+            if alpha.size == 1:
+                into[:] = p
+                lapack.substitute(self._factors(float(alpha[0])), into)
+                continue
             for value in np.unique(alpha):
-                mine = slice(None) if alpha.size and (alpha == value).all() else alpha == value
-                rows = p[mine].copy()
+                mine = alpha == value
+                rows = p[mine]
                 lapack.substitute(self._factors(float(value)), rows)
                 into[mine] = rows
         return Backend.of(projected).asarray(solved)
