@@ -92,7 +92,7 @@ class LayerTask:
     def nbytes(self, problem: Problem, itemsize: int) -> int:
         """Estimate the memory that `run` takes at its peak; of the number of samples, only labels and scores grow."""
         hidden, n_parts = self.spec.hidden, problem.split.n_folds + 1
-        # Gram matrices of the folds, eigenbases of the training parts, and what one decomposition works with.
+        # Gram matrices of the folds, bases of the training parts, and what one decomposition works with.
         square = 8 * hidden**2 * (2 * n_parts + 4)
         # As they are read, and as logistic passes multiply them.
         held = sum(min(HELD_BYTES, len(problem.y) * hidden * size) for size in (itemsize, max(4, itemsize)))

@@ -76,7 +76,7 @@ class Moments:
             If there is no Gram matrix.
         """
         if self.sxx is None:
-            raise InputError("these statistics hold no Gram matrices: give the eigenbases that were made from them")
+            raise InputError("these statistics hold no Gram matrices: give the bases that were made from them")
         xp = array_api_compat.array_namespace(scale)
         values, vectors = xp.linalg.eigh(self.sxx / (scale[:, None] * scale[None, :]))
         # The matrix is positive semi-definite; below zero there is only rounding.
@@ -104,7 +104,7 @@ class FoldStatistics:
     sum_y : float64 array of shape [F, T]
         :math:`\sum w_i (y_i-t)`.
     gram : float64 array of shape [F, D, D], or None
-        :math:`\sum w_i (x_i-s)(x_i-s)^\top`. None where known eigenbases stand for them.
+        :math:`\sum w_i (x_i-s)(x_i-s)^\top`. None where known bases stand for them.
     cross : float64 array of shape [F, D, T]
         :math:`\sum w_i (x_i-s)(y_i-t)^\top`.
     square_y : float64 array of shape [F, T]
@@ -153,7 +153,7 @@ class FoldStatistics:
         return replace(self, **{name: getattr(self, name)[:n] for name in per_fold})
 
     def light(self) -> FoldStatistics:
-        """Return the same sums without what `Moments.decompose` needs: enough where the eigenbases are known."""
+        """Return the same sums without what `Moments.decompose` needs: enough where the bases are known."""
         return FoldStatistics(
             n=self.n,
             weight=self.weight,

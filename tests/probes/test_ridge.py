@@ -252,7 +252,7 @@ def test_options_that_cannot_be_used_are_errors(data):
         ridge_path(stats.total(), [1.0, 0.0])
     with pytest.raises(InputError, match="at least two"):
         ridge_cv(accumulate(ArrayRows(x), y, np.zeros(80, dtype=int)), ALPHAS)
-    with pytest.raises(InputError, match="no Gram matrices: give the eigenbases"):
+    with pytest.raises(InputError, match="no Gram matrices: give the bases"):
         ridge_cv(stats.light(), ALPHAS)
     with pytest.raises(InputError, match="fold 4 has no rows"):
         ridge_cv(accumulate(ArrayRows(x), y, folds, n_folds=5), ALPHAS)
