@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_MAX_STEPS = 100
+_MAX_STEPS, _LEAST = 100, 1e-12
+"""Steps; and the damping that is always there: of constant scores the Hessian is singular."""
 
 
 def minimise(
@@ -22,20 +23,22 @@ def minimise(
     """
     theta, which = theta.copy(), np.arange(len(theta))
     loss, gradient, hessian = derivatives(theta, which)
-    # A little is always needed: far from the minimum, or of constant scores, the Hessian may be singular.
-    least = damping = 1e-12 * (1 + np.abs(loss))
+    damping = np.full(len(theta), _LEAST)
     for _ in range(_MAX_STEPS):
-        values, vectors = np.linalg.eigh(hessian)
-        turned = (vectors.mT @ gradient[:, :, None])[:, :, 0] / (np.maximum(values, 0) + damping[:, None])
-        step = (vectors @ turned[:, :, None])[:, :, 0]
+        # In units in which its diagonal is 1 the Hessian says how much damping is little.
+        unit = np.sqrt(np.maximum(np.linalg.diagonal(hessian), 0))
+        unit = np.where(unit > 0, unit, 1.0)
+        values, vectors = np.linalg.eigh(hessian / (unit[:, :, None] * unit[:, None, :]))
+        turned = (vectors.mT @ (gradient / unit)[:, :, None])[:, :, 0] / (np.maximum(values, 0) + damping[:, None])
+        step = (vectors @ turned[:, :, None])[:, :, 0] / unit
         decrease = np.vecdot(gradient, step)
         near = decrease <= tolerance * (1 + np.abs(loss))
         # The error squares with every step: this is the last that shows.
         theta[which[near]] -= step[near]
         if near.all():
             break
-        which, step, decrease, loss, damping, least, gradient, hessian = (
-            a[~near] for a in (which, step, decrease, loss, damping, least, gradient, hessian)
+        which, step, decrease, loss, damping, gradient, hessian = (
+            a[~near] for a in (which, step, decrease, loss, damping, gradient, hessian)
         )
         found = derivatives(theta[which] - step, which)
         better = found[0] <= loss - 1e-4 * decrease
@@ -44,5 +47,5 @@ def minimise(
             np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
             for new, old in zip(found, (loss, gradient, hessian), strict=True)
         )
-        damping = np.where(better, np.maximum(damping / 100, least), damping * 100)
+        damping = np.where(better, np.maximum(damping / 100, _LEAST), damping * 100)
     return theta

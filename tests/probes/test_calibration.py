@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sonde.probes import Problem, Split
 from sonde.probes.calibration import calibrate, temperature_scaling
 from sonde.probes.metrics import score_probabilities
-from sonde.probes.platt import platt_scaling
+from sonde.probes.platt import PlattSums, platt_scaling
 
 Floats = np.ndarray[Any, Any]
 N = 600
@@ -150,3 +150,11 @@ def test_calibration_mends_scores_that_are_too_sure(kind: Any) -> None:
     after = score_probabilities(kind, problem.truth(test), calibrate(problem, scores, probabilities=False)[test])
     for name, value in after.items():
         assert (value < before[name]).all(), name
+
+
+def test_a_curve_without_an_outlier_does_not_know_it() -> None:
+    y, scores = make_scores()
+    scores[:100] *= 1e6
+    without = PlattSums.of(y, scores, [0, 100, N]).fit(0)
+    alone = platt_scaling(y[100:], scores[100:])
+    np.testing.assert_allclose(without(scores[100:]), alone(scores[100:]), rtol=1e-6)
